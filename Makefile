@@ -1,0 +1,51 @@
+# Every target makes .venv and installs what it needs first: see .ci/setup.
+.PHONY: help demo test lint bench format lock clean
+.DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+BIN := .venv/bin
+
+help:
+	@echo "make demo    the whole product in two network namespaces, under a minute"
+	@echo "make test    every test, the kernel's under QEMU where needed, under 15 minutes"
+	@echo "make lint    ruff, mypy --strict, import contracts"
+	@echo "make bench   micro-benchmarks"
+	@echo "make format  let ruff format and fix what it can"
+	@echo "make lock    requirements/*.txt anew from pyproject.toml"
+
+demo:
+	@.ci/setup demo
+	@.ci/as-root $(BIN)/wg-agent demo
+
+# ARGS="tests/kernel -k revoke" runs a part, and then nothing judges the coverage.
+test:
+	@.ci/setup test
+	@.ci/as-root $(BIN)/$(if $(ARGS),pytest $(ARGS),coverage run -m pytest)
+
+lint:
+	@.ci/setup lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict agent tests
+	$(BIN)/lint-imports
+
+# Files named bench_*.py hold benchmarks; pytest by itself does not collect them.
+BENCH := .ci/as-root $(BIN)/pytest -o python_files='bench_*.py' --timeout=0 --benchmark-only
+bench:
+	@.ci/setup bench
+	@$(if $(wildcard tests/bench/bench_*.py),$(BENCH) tests/bench $(ARGS),echo "no benchmarks yet")
+
+format:
+	@.ci/setup lint
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Index settings are the user's own and stay out of the files.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
+lock:
+	@.ci/setup lint
+	$(LOCK) -o requirements/runtime.txt
+	$(LOCK) --all-extras --group dev -o requirements/dev.txt
+
+clean:
+	rm -rf .venv .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .benchmarks build dist
