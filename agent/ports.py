@@ -1,0 +1,170 @@
+"""What the adapters and the reconciler know of each other.
+
+Adapters never import one another: sources of events are given an ``Inbox``, senders of reports a
+``Reports``, the operator's socket an ``Operator``; the reconciler and the daemon implement them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agent.fence import Position, Verdict
+from agent.model import (
+    Change,
+    InterfaceAddress,
+    InterfaceSettings,
+    PeerStats,
+    PublicKey,
+    RefusedPeer,
+    SessionEnd,
+    Snapshot,
+)
+from agent.wireguard.device import Device
+
+__all__ = [
+    "Applied",
+    "Inbox",
+    "Link",
+    "Operator",
+    "Outcome",
+    "Position",
+    "Reports",
+    "StatsReport",
+    "Verdict",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer to a delivered message, given once the kernel has acknowledged what came of it.
+
+    ``refused`` is the whole current list; ``position`` is what is held afterwards, None before the
+    first state.
+    """
+
+    verdict: Verdict
+    position: Position | None
+    refused: tuple[RefusedPeer, ...] = ()
+
+
+class Inbox(Protocol):
+    """Where the sources of events put them: the reconciler's queue."""
+
+    pull_wanted: asyncio.Event
+    """Set when only GET state can help; whoever pulls clears it before the request."""
+
+    @property
+    def position(self) -> Position | None:
+        """What is held now; None before the first pull of this process."""
+
+    def submit(self, message: Snapshot | Sequence[Change], received_at: float) -> asyncio.Future[Outcome]:
+        """Queue a snapshot, or changes in their order; ``received_at`` is ``time.monotonic()``.
+
+        The future ends with the outcome once the kernel holds it, or with an AgentError.
+        """
+
+    def heard(self) -> None:
+        """Bytes came from core just now (any answer, any byte of the stream)."""
+
+    def core_answered(self) -> None:
+        """The last exchange with core succeeded (a pull, a poll, life on the stream)."""
+
+    def core_failed(self, error: Exception) -> None:
+        """The last exchange with core failed; counts as unreachable until the next success."""
+
+    def core_sent_rubbish(self, error: Exception) -> None:
+        """Core sent something invalid, which was refused whole (wg_agent_core_invalid_total)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A revision is in the kernel; ``applied_at`` in core's time, ``refused`` the whole current list."""
+
+    epoch: str
+    revision: int
+    applied_at: float
+    refused: tuple[RefusedPeer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatsReport:
+    """Peers that changed since the last accepted report; at most the asked-for number of them."""
+
+    epoch: str
+    revision: int
+    sent_at: float
+    peers: tuple[PeerStats, ...]
+
+
+class Reports(Protocol):
+    """What there is to tell core; each kind is given again until it was accepted."""
+
+    async def pending(self) -> None:
+        """Return when there is something to send."""
+
+    def applied(self) -> Applied | None:
+        """The newest revision in the kernel that core has not acknowledged."""
+
+    def applied_accepted(self, applied: Applied) -> None:
+        """Core took it."""
+
+    def stats(self, limit: int) -> StatsReport | None:
+        """Up to ``limit`` changed peers, None if there are none or before the first state."""
+
+    def stats_accepted(self, report: StatsReport) -> None:
+        """Core took it: these peers are due again only when they have changed since."""
+
+    def ends(self, limit: int) -> tuple[SessionEnd, ...]:
+        """Up to ``limit`` session ends that core has not acknowledged, oldest first."""
+
+    async def ends_accepted(self, ends: Sequence[SessionEnd]) -> None:
+        """Core took them; returns once the journal has forgotten them."""
+
+
+class Link(Protocol):
+    """The WireGuard interface as a whole: the link with its settings, and the device behind it.
+
+    Every method may be repeated, changes only what differs and raises DeviceError.
+    """
+
+    addresses: tuple[InterfaceAddress, ...]
+    """The addresses that the agent has put on the interface, now or in an earlier life."""
+
+    listen_port: int | None
+    """The port that ``configure`` set, None if it left the port alone; so for ``fwmark``."""
+    fwmark: int | None
+
+    @property
+    def device(self) -> Device:
+        """The device; not before ``ensure``."""
+
+    async def ensure(self) -> bool:
+        """Find the interface or make it, down; return whether it was made anew."""
+
+    async def configure(self, settings: InterfaceSettings) -> list[str]:
+        """Set key, port, fwmark, MTU and addresses, core's values before the configuration's.
+
+        Returns what had to be changed, in words.
+        """
+
+    async def bring_up(self) -> None:
+        """Bring the interface up."""
+
+    async def close(self) -> None:
+        """Let go of the device; the interface stays."""
+
+
+class Operator(Protocol):
+    """What the operator's socket can ask of the daemon; answers are JSON-ready."""
+
+    def status(self) -> dict[str, Any]:
+        """The document of ``wg-agent status --json``."""
+
+    async def plan(self) -> dict[str, Any]:
+        """Read the interface and return what a reconcile would change now, changing nothing."""
+
+    async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
+        """End the sessions of these peers (None: all); returns once they are off the interface."""

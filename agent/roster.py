@@ -1,0 +1,162 @@
+"""Core's list of peers, and who on it is refused (rules 2, 3 and 6).
+
+Refusals are judged over the whole held list, in the same way whether it came as a snapshot or by
+changes. Whoever changes the list takes ``newly_refused`` and ``cleared`` afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from agent.claims import Claims
+from agent.model import Peer, PublicKey, Refusal, UnreadablePeer
+
+
+class Roster:
+    """The listed peers by key. ``ended`` holds the session ids that are dead for good."""
+
+    def __init__(self, own_key: PublicKey | None = None) -> None:
+        self.peers: dict[PublicKey, Peer] = {}
+        self.unreadable: tuple[UnreadablePeer, ...] = ()
+        self.mfa_required = False
+        self.ended: dict[str, float] = {}
+        """With the first ``granted_at`` of each id, in core's time."""
+        self.refused: dict[PublicKey, Refusal] = {}
+        self.newly_refused: set[PublicKey] = set()
+        self.cleared: set[PublicKey] = set()
+        self.own_key = own_key
+        self._claims = Claims()
+        self._holders: dict[str, set[PublicKey]] = {}
+        self._blocked: dict[PublicKey, Refusal] = {}
+
+    def must_do_mfa(self, key: PublicKey) -> bool:
+        """Whether the peer may be on the interface only with a live session; so may no unlisted one."""
+        peer = self.peers.get(key)
+        return self.mfa_required and (peer is None or not peer.mfa_exempt)
+
+    def load(self, peers: dict[PublicKey, Peer], mfa_required: bool) -> None:
+        """Replace the list by this one."""
+        for key in self.refused.keys() - peers.keys():
+            del self.refused[key]
+        self.peers = peers
+        self.mfa_required = mfa_required
+        self._blocked.clear()
+        self._holders = {}
+        for key, peer in peers.items():
+            if peer.session is not None:
+                self._holders.setdefault(peer.session.id, set()).add(key)
+        self._judge_all()
+
+    def require_mfa(self, mfa_required: bool) -> None:
+        """Switch the location's MFA; the list stays."""
+        if mfa_required != self.mfa_required:
+            self.mfa_required = mfa_required
+            self._judge_all()
+
+    def hold(self, peer: Peer) -> None:
+        """List a peer, or list it as it is now."""
+        key = peer.public_key
+        before = self.peers.get(key)
+        self.peers[key] = peer
+        old_id = None if before is None or before.session is None else before.session.id
+        new_id = None if peer.session is None else peer.session.id
+        affected = self._claims.put(key, peer.allowed_ips, self.must_do_mfa(key))
+        if old_id != new_id:
+            if new_id is not None:
+                self._holders.setdefault(new_id, set()).add(key)
+                affected |= self._holders[new_id]
+            affected |= self._let_go(old_id, key)
+        self._judge(affected)
+
+    def drop(self, key: PublicKey) -> None:
+        """The peer is no longer listed."""
+        peer = self.peers.pop(key)
+        self.refused.pop(key, None)
+        self._blocked.pop(key, None)
+        affected = self._claims.drop(key)
+        if peer.session is not None:
+            affected |= self._let_go(peer.session.id, key)
+        self._judge(affected)
+
+    def end(self, session_id: str, granted_at: float) -> None:
+        """The id is dead from now on, and listed no longer as far as the agent is concerned.
+
+        Shown again by core, it is refused.
+        """
+        self.ended[session_id] = granted_at
+        holders = self._holders.pop(session_id, set())
+        for key in holders:
+            self.peers[key] = replace(self.peers[key], session=None)
+        self._judge(holders)
+
+    def block(self, keys: Iterable[PublicKey], reason: Refusal) -> None:
+        """Refuse these peers for a reason of our own (journal, device) until ``unblock``."""
+        blocked = {key: reason for key in keys if key in self.peers}
+        self._blocked.update(blocked)
+        self._judge(blocked)
+
+    def unblock(self) -> None:
+        """What kept peers out on our side may be over: judge them again."""
+        blocked = list(self._blocked)
+        self._blocked.clear()
+        self._judge(blocked)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether peers are kept out for a reason of our own."""
+        return bool(self._blocked)
+
+    def session_fault(self, key: PublicKey) -> Refusal | None:
+        """What keeps the session that the peer's entry shows from being held."""
+        peer = self.peers[key]
+        if peer.session is not None:
+            if peer.session.id in self.ended:
+                return Refusal.SESSION_ENDED
+            if len(self._holders.get(peer.session.id, ())) > 1:
+                return Refusal.SESSION_ON_TWO_KEYS
+        return peer.session_fault
+
+    def _let_go(self, session_id: str | None, key: PublicKey) -> set[PublicKey]:
+        """Take one holder off a session id; return the others."""
+        holders = self._holders.get(session_id) if session_id is not None else None
+        if session_id is None or holders is None:
+            return set()
+        holders.discard(key)
+        if not holders:
+            del self._holders[session_id]
+        return holders
+
+    def _refusal(self, key: PublicKey) -> Refusal | None:
+        peer = self.peers[key]
+        if peer.fault is not None:
+            return peer.fault
+        if key == self.own_key:
+            return Refusal.OWN_KEY
+        if self._claims.contested(key):
+            return Refusal.PREFIX_CLAIMED
+        fault = self.session_fault(key)
+        if fault is Refusal.SESSION_ENDED and not self.must_do_mfa(key):
+            # A peer that needs no session is not kept out by a dead one.
+            fault = None
+        return fault or self._blocked.get(key)
+
+    def _judge_all(self) -> None:
+        self._claims.load((key, peer.allowed_ips, self.must_do_mfa(key)) for key, peer in self.peers.items())
+        self._judge(self.peers)
+
+    def _judge(self, keys: Iterable[PublicKey]) -> None:
+        for key in keys:
+            if key not in self.peers:
+                continue
+            refusal = self._refusal(key)
+            before = self.refused.get(key)
+            if refusal is before:
+                continue
+            if refusal is None:
+                del self.refused[key]
+                self.cleared.add(key)
+            else:
+                self.refused[key] = refusal
+                if before is None:
+                    self.newly_refused.add(key)

@@ -1,0 +1,529 @@
+"""Who may be on the interface: core's list and the sessions, moved by events and the passing of time.
+
+``State`` is the one mutable thing of the pure core. It knows no clock and does no I/O: every call is
+given ``now``, and what has to follow is left for the reconciler to take: peers to plan again
+(``dirty``), sessions to journal (``to_journal``), session ends to journal and report (``ends``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from agent.model import (
+    ChangeBody,
+    DesiredPeer,
+    EndReason,
+    Grant,
+    InterfaceSettings,
+    Location,
+    LocationChanged,
+    Now,
+    ObservedDevice,
+    Peer,
+    PeerRemoved,
+    PeerUpserted,
+    PresharedKey,
+    PublicKey,
+    Refusal,
+    SessionEnd,
+    SessionGranted,
+    SessionPolicy,
+    SessionRevoked,
+    Snapshot,
+)
+from agent.plan import LEAVE, Wanted
+from agent.roster import Roster
+from agent.sessions import CoreClock, Deadline, DeadlineQueue, Limits, Liveness, Session, begin
+from agent.traffic import TrafficBook
+
+_ADMISSIBLE = 0.001
+"""Seconds that a session must have left to begin: what ends in less than a millisecond has ended."""
+
+
+class UnknownPeer(Exception):
+    """A change names a peer that is not listed: what is held is not what core thinks; pull."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What the journal brings back: the last state of core without its secrets, and the sessions."""
+
+    location: Location | None = None
+    interface: InterfaceSettings = field(default_factory=InterfaceSettings)
+    session_policy: SessionPolicy = field(default_factory=SessionPolicy)
+    peers: tuple[Peer, ...] = ()
+    sessions: tuple[tuple[Session, Liveness | None], ...] = ()
+    ended: tuple[tuple[str, float], ...] = ()
+
+
+class State:
+    """Core's list, the sessions and what follows from both. See the module's docstring."""
+
+    def __init__(self, limits: Limits | None = None, own_key: PublicKey | None = None) -> None:
+        self.epoch: str | None = None
+        """None until the first state of core's has arrived in this process."""
+        self.revision = 0
+        self.location: Location | None = None
+        self.interface = InterfaceSettings()
+        self.session_policy = SessionPolicy()
+        self.core_clock: CoreClock | None = None
+        self.roster = Roster(own_key)
+        self.sessions: dict[PublicKey, Session] = {}
+        self.liveness: dict[PublicKey, Liveness] = {}
+        self.traffic = TrafficBook()
+        self.dirty: set[PublicKey] = set()
+        """Peers of which something else may be wanted than the interface holds."""
+        self.relisted: set[PublicKey] = set()
+        """Peers that core lists differently from what the journal holds, or no longer."""
+        self.to_journal: dict[PublicKey, None] = {}
+        """Peers whose session (or its signs of life) is not in the journal as it is here."""
+        self.ends: list[SessionEnd] = []
+        """Session ends that are not in the journal yet."""
+        self.overdue: list[Deadline] = []
+        """Deadlines of the sessions that expired, until their peers are off the interface."""
+        self._limits = limits or Limits()
+        self._ceilings = self._limits.with_policy(self.session_policy)
+        self._tenures: dict[PublicKey, int] = {}
+        self._deadlines = DeadlineQueue()
+        self._found: set[PublicKey] = set()
+
+    # What follows from the state.
+
+    def wanted(self, key: PublicKey, now: Now) -> Wanted:
+        """What the interface should hold of a peer at ``now``, listed or not.
+
+        Before the first state of this process peers that need no session are left as they were
+        found, and so is everybody when not even the journal knows the location (rule 14).
+        """
+        peer = self.roster.peers.get(key)
+        session = self.sessions.get(key)
+        in_use = session is not None and session.in_use
+        must_do_mfa = self.roster.must_do_mfa(key)
+        if self.epoch is None and (
+            self.location is None or (key in self._found and not in_use and not must_do_mfa)
+        ):
+            return LEAVE
+        if peer is None or key in self.roster.refused:
+            return None
+        if session is not None and in_use:
+            if session.preshared_key is None or session.deadline.passed(now):
+                return None
+            preshared_key: PresharedKey | None = session.preshared_key
+        elif must_do_mfa or peer.static_key_unknown:
+            return None
+        else:
+            preshared_key = peer.preshared_key
+        tenure = self._tenures.get(key, 0)
+        return DesiredPeer(key, preshared_key, peer.allowed_ips, peer.persistent_keepalive, tenure)
+
+    def desired(self, now: Now) -> dict[PublicKey, DesiredPeer]:
+        """Everything that the interface should hold at ``now``."""
+        pairs = ((key, self.wanted(key, now)) for key in self.roster.peers)
+        return {key: want for key, want in pairs if isinstance(want, DesiredPeer)}
+
+    def next_wait(self, now: Now) -> float | None:
+        """Seconds until a session may have to end by itself, None if nothing is due ever."""
+        return self._deadlines.wait(now)
+
+    def core_time(self, now: Now) -> float:
+        """Core's time as well as it is known; the host's own until core has said it."""
+        return self.core_clock.at(now) if self.core_clock is not None else now.wall
+
+    # Core's events.
+
+    def restore(self, restored: Restored) -> None:
+        """Begin with what the journal holds; nothing of it is on the interface for sure yet."""
+        self.location, self.interface = restored.location, restored.interface
+        self.session_policy = restored.session_policy
+        self._ceilings = self._limits.with_policy(restored.session_policy)
+        self.roster.ended.update(restored.ended)
+        for session, liveness in restored.sessions:
+            key = session.public_key
+            self.sessions[key] = session
+            if liveness is not None:
+                self.liveness[key] = liveness
+            self._deadlines.put(key, session.deadline)
+        mfa_required = restored.location is not None and restored.location.mfa_required
+        self.roster.load({peer.public_key: peer for peer in restored.peers}, mfa_required)
+        self.roster.newly_refused.clear()
+        self.dirty.update(self.roster.peers)
+
+    def adopt(self, device: ObservedDevice) -> None:
+        """Give restored sessions the PSK of their peer on the interface, if it is theirs (rule 14).
+
+        A peer with another PSK, or without allowed IPs (it was being cut), is not taken over.
+        """
+        self._found = set(device.peers)
+        self.dirty |= self._found
+        for key, session in self.sessions.items():
+            observed = device.peers.get(key)
+            if session.preshared_key is not None or observed is None:
+                continue
+            preshared_key = observed.preshared_key
+            if preshared_key is None or not observed.allowed_ips:
+                continue
+            if preshared_key.digest() == session.psk_digest:
+                self.sessions[key] = replace(session, preshared_key=preshared_key)
+
+    def load(self, snapshot: Snapshot, now: Now) -> None:
+        """Take in the whole state: what is not in it is gone, sessions it does not show have ended."""
+        roster, location = self.roster, snapshot.location
+        if self.location is not None and self.location.id != location.id:
+            self._end_all(EndReason.REVOKED, now)
+        if self.epoch != snapshot.epoch:
+            self.traffic.report_all()
+        self.epoch, self.revision = snapshot.epoch, snapshot.revision
+        self.core_clock = CoreClock(snapshot.server_time, snapshot.requested_at)
+        self.interface = snapshot.interface
+        listed = _merge_duplicates(snapshot.peers, self.sessions)
+        for key in [k for k in roster.peers if k not in listed]:
+            self._drop(key, now)
+        for key in [k for k in self.sessions if k not in listed]:
+            self._end(key, EndReason.PEER_REMOVED, now)
+        for key, peer in listed.items():
+            self._end_what_is_not_listed(key, peer, now)
+        before = roster.peers
+        did_mfa = {key for key in before if roster.must_do_mfa(key)}
+        changed = {key for key, peer in listed.items() if peer != before.get(key)}
+        self.dirty |= changed
+        self.relisted |= changed
+        roster.unreadable = snapshot.unreadable
+        roster.load(listed, location.mfa_required)
+        self.location = location
+        self._set_policy(snapshot.session_policy, now)
+        for key in before.keys() - did_mfa:
+            if key in listed and roster.must_do_mfa(key):
+                self._mfa_switched_on(key)
+        for key in listed:
+            self._admit(key, now)
+        self._settle(now)
+
+    def change(self, body: ChangeBody, now: Now) -> None:
+        """Take in one change; raises UnknownPeer if it is about a peer that is not listed."""
+        match body:
+            case PeerUpserted(peer):
+                self._upsert(peer, now)
+            case PeerRemoved(key):
+                self._require(key)
+                self._drop(key, now)
+            case SessionGranted(key, grant, fault):
+                self._require(key)
+                self._grant(key, grant, fault, now)
+            case SessionRevoked(key, session_id):
+                self._require(key)
+                self._revoke(key, session_id, now)
+            case LocationChanged():
+                self._change_location(body, now)
+            case _:
+                assert_never(body)
+        self._settle(now)
+        self.revision += 1
+
+    def configure(self, limits: Limits, now: Now) -> None:
+        """Take other ceilings from the configuration; lowered ones hold for live sessions at once."""
+        self._limits = limits
+        self._set_policy(self.session_policy, now)
+        self._settle(now)
+
+    # The passing of time, and what the interface shows.
+
+    def tick(self, now: Now) -> None:
+        """End what is past its deadline; costs nothing when nothing is due."""
+        for key in self._deadlines.due(now):
+            session = self.sessions.get(key)
+            if session is not None and session.deadline.passed(now):
+                self._end(key, EndReason.EXPIRED, now)
+        if len(self._deadlines) > 64 + 4 * len(self.sessions):
+            self._deadlines.rebuild({key: s.deadline for key, s in self.sessions.items()})
+
+    def core_lost(self, now: Now) -> None:
+        """Core has been away for longer than the grace: all sessions end."""
+        self._end_all(EndReason.CORE_LOST, now)
+
+    def observe(self, device: ObservedDevice, now: Now) -> list[PublicKey]:
+        """Take in handshakes and counters, then end sessions without life; return who changed."""
+        changed = []
+        for key, observed in device.peers.items():
+            received = self.traffic.observe(observed)
+            if received is None:
+                continue
+            changed.append(key)
+            liveness = self.liveness.get(key)
+            if liveness is not None:
+                seen = liveness.observed(observed.latest_handshake, received > 0, now)
+                if seen is not liveness:
+                    self.liveness[key] = seen
+                    self.to_journal[key] = None
+        for key, liveness in list(self.liveness.items()):
+            if key in device.peers and self.sessions[key].in_use and key not in self.roster.refused:
+                reason = liveness.lapsed(self._ceilings, now)
+                if reason is not None:
+                    self._end(key, reason, now)
+        return changed
+
+    def end(self, keys: Iterable[PublicKey] | None, now: Now) -> list[PublicKey]:
+        """The operator ends these sessions (None: all); return the peers that had one."""
+        had = [key for key in (list(self.sessions) if keys is None else keys) if key in self.sessions]
+        for key in had:
+            self._end(key, EndReason.OPERATOR, now)
+        return had
+
+    def added(self, key: PublicKey, now: Now) -> None:
+        """The peer is about to be put on the interface afresh; its signs of life begin anew."""
+        self.traffic.added(key)
+        if key in self.sessions:
+            before = self.liveness.get(key)
+            last_sign_at = None if before is None else before.last_sign_at
+            self.liveness[key] = Liveness(now.boot, last_sign_at=last_sign_at)
+            self.to_journal[key] = None
+
+    def adopted(self, key: PublicKey, now: Now) -> None:
+        """The peer was found on the interface as wanted; without a record its stay begins now."""
+        if key in self.sessions and key not in self.liveness:
+            self.liveness[key] = Liveness(now.boot)
+            self.to_journal[key] = None
+
+    def block(self, keys: Iterable[PublicKey], reason: Refusal) -> None:
+        """Refuse these peers for a reason of our own (journal, device) until ``unblock``."""
+        self.roster.block(keys, reason)
+        self._bump_refused()
+
+    def unblock(self, now: Now) -> None:
+        """What kept peers out on our side may be over: judge them again."""
+        self.roster.unblock()
+        self._settle(now)
+
+    def forget_ended(self, now: Now) -> list[str]:
+        """Forget ids that can't be granted again: their first ``granted_at`` + max_lifetime is past.
+
+        Judged by the configuration's ceiling, which no core can raise.
+        """
+        if self.core_clock is None:
+            return []
+        horizon = self.core_clock.at(now) - self._limits.max_lifetime
+        ended = self.roster.ended
+        gone = [session_id for session_id, granted_at in ended.items() if granted_at < horizon]
+        for session_id in gone:
+            del ended[session_id]
+        return gone
+
+    # Inside.
+
+    def _require(self, key: PublicKey) -> None:
+        if key not in self.roster.peers:
+            raise UnknownPeer
+
+    def _hold(self, peer: Peer) -> None:
+        self.roster.hold(peer)
+        self.dirty.add(peer.public_key)
+
+    def _upsert(self, peer: Peer, now: Now) -> None:
+        key = peer.public_key
+        needed_none = key in self.roster.peers and not self.roster.must_do_mfa(key)
+        self._end_what_is_not_listed(key, peer, now)
+        self._hold(peer)
+        self.relisted.add(key)
+        if needed_none and self.roster.must_do_mfa(key):
+            self._mfa_switched_on(key)
+        self._admit(key, now)
+
+    def _grant(self, key: PublicKey, grant: Grant | None, fault: Refusal | None, now: Now) -> None:
+        peer = replace(self.roster.peers[key], session=grant, session_fault=fault)
+        session = self.sessions.get(key)
+        if session is None or grant is None or grant.id == session.id:
+            self._end_what_is_not_listed(key, peer, now)
+            self._hold(peer)
+        else:
+            refused = key in self.roster.refused
+            self._hold(peer)
+            self._replace(key, session, refused, now)
+        self._admit(key, now)
+
+    def _replace(self, key: PublicKey, session: Session, refused: bool, now: Now) -> None:
+        """Another id replaces the session: in place if that is live, so that no packet is lost."""
+        in_place = (
+            session.in_use
+            and not refused
+            and key not in self.roster.refused
+            and not session.deadline.passed(now)
+            and self.roster.must_do_mfa(key)
+        )
+        tenure, liveness = self._tenures.get(key, 0), self.liveness.get(key)
+        self._end(key, EndReason.REPLACED, now)
+        if in_place:
+            self._tenures[key] = tenure
+            if liveness is not None:
+                self.liveness[key] = liveness
+
+    def _revoke(self, key: PublicKey, session_id: str, now: Now) -> None:
+        """End the live session of that id; one that is only listed, and not live, is listed no more."""
+        session = self.sessions.get(key)
+        listed = self.roster.peers[key].session
+        if session is not None and session.id == session_id:
+            self._end(key, EndReason.REVOKED, now)
+        elif session is None and listed is not None and listed.id == session_id:
+            if self.roster.session_fault(key) is not Refusal.SESSION_ON_TWO_KEYS:
+                self.roster.ended.setdefault(session_id, listed.granted_at)
+            self._hold(replace(self.roster.peers[key], session=None))
+
+    def _drop(self, key: PublicKey, now: Now) -> None:
+        if key in self.sessions:
+            self._end(key, EndReason.PEER_REMOVED, now)
+        self.roster.drop(key)
+        self.relisted.add(key)
+        self._new_tenure(key)
+
+    def _end_what_is_not_listed(self, key: PublicKey, peer: Peer, now: Now) -> None:
+        """End the live session unless the entry shows the same one, unaltered where it must be.
+
+        With an altered session its id is ended, and so the alteration is refused.
+        """
+        session = self.sessions.get(key)
+        if session is None:
+            return
+        grant = peer.session
+        if grant is None:
+            unreadable = peer.session_fault is not None
+            self._end(key, EndReason.REPLACED if unreadable else EndReason.REVOKED, now)
+        elif grant.id != session.id or grant.granted_at != session.granted_at:
+            self._end(key, EndReason.REPLACED, now)
+
+    def _admit(self, key: PublicKey, now: Now) -> None:
+        """Begin or renew the session that the peer's entry shows, if it is a good one."""
+        grant = self.roster.peers[key].session
+        if grant is None or self.core_clock is None or self.roster.session_fault(key) is not None:
+            return
+        core_time = self.core_clock.at(now)
+        max_lifetime = self._ceilings.max_lifetime
+        held = self.sessions.get(key)
+        if held is None:
+            traffic = self.traffic.get(key)
+            session = begin(
+                key,
+                grant,
+                max_lifetime=max_lifetime,
+                core_time=core_time,
+                now=now,
+                in_use=self.roster.must_do_mfa(key),
+                base=(traffic.rx_bytes, traffic.tx_bytes),
+            )
+        else:
+            session = held.renewed(grant, max_lifetime, core_time, now)
+            if session == held:
+                return
+        self.sessions[key] = session
+        self._deadlines.put(key, session.deadline)
+        self.to_journal[key] = None
+        self.dirty.add(key)
+        if session.deadline.remaining(now) < _ADMISSIBLE:
+            self._end(key, EndReason.EXPIRED, now)
+
+    def _end(self, key: PublicKey, reason: EndReason, now: Now) -> None:
+        session = self.sessions.pop(key)
+        liveness = self.liveness.pop(key, None)
+        traffic = self.traffic.get(key)
+        clock = self.core_clock
+        ended_at = clock.at(now) if clock is not None else session.core_time(now)
+        if reason is EndReason.EXPIRED:
+            ended_at = min(ended_at, session.ends_at)
+            self.overdue.append(session.deadline)
+        self.ends.append(
+            SessionEnd(
+                session_id=session.id,
+                public_key=key,
+                reason=reason,
+                ended_at=ended_at,
+                latest_handshake=0.0 if liveness is None else liveness.latest_handshake,
+                rx_bytes=traffic.rx_bytes - session.base_rx,
+                tx_bytes=traffic.tx_bytes - session.base_tx,
+            )
+        )
+        self.to_journal.pop(key, None)
+        self.roster.end(session.id, session.granted_at)
+        self._new_tenure(key)
+
+    def _end_all(self, reason: EndReason, now: Now) -> None:
+        for key in list(self.sessions):
+            self._end(key, reason, now)
+
+    def _change_location(self, change: LocationChanged, now: Now) -> None:
+        if self.location is not None and change.location.id != self.location.id:
+            self._end_all(EndReason.REVOKED, now)
+        roster = self.roster
+        switched = change.location.mfa_required != roster.mfa_required
+        self.location, self.interface = change.location, change.interface
+        roster.require_mfa(change.location.mfa_required)
+        self._set_policy(change.session_policy, now)
+        if not switched:
+            return
+        for key in roster.peers:
+            self.dirty.add(key)
+            if roster.must_do_mfa(key):
+                self._mfa_switched_on(key)
+
+    def _set_policy(self, policy: SessionPolicy, now: Now) -> None:
+        self.session_policy = policy
+        ceilings = self._limits.with_policy(policy)
+        lowered = ceilings.max_lifetime < self._ceilings.max_lifetime
+        self._ceilings = ceilings
+        if not lowered:
+            return
+        for key, session in list(self.sessions.items()):
+            shorter = session.lowered(ceilings.max_lifetime)
+            if shorter is not session:
+                self.sessions[key] = shorter
+                self._deadlines.put(key, shorter.deadline)
+                self.to_journal[key] = None
+        self.tick(now)
+
+    def _mfa_switched_on(self, key: PublicKey) -> None:
+        """The peer needs a session from now on: whatever it has, it is removed and added again."""
+        self._new_tenure(key)
+        session = self.sessions.get(key)
+        if session is not None and not session.in_use:
+            self.sessions[key] = replace(session, in_use=True)
+            self.to_journal[key] = None
+
+    def _new_tenure(self, key: PublicKey) -> None:
+        self._tenures[key] = self._tenures.get(key, 0) + 1
+        self.dirty.add(key)
+
+    def _bump_refused(self) -> None:
+        """A refused peer is removed; once it no longer is refused, it is added afresh."""
+        while self.roster.newly_refused:
+            self._new_tenure(self.roster.newly_refused.pop())
+
+    def _settle(self, now: Now) -> None:
+        """Follow up on what the judging of the list has turned over."""
+        self._bump_refused()
+        while self.roster.cleared:
+            key = self.roster.cleared.pop()
+            self.dirty.add(key)
+            if key in self.roster.peers:
+                self._admit(key, now)
+            self._bump_refused()
+
+
+def _merge_duplicates(peers: Iterable[Peer], sessions: dict[PublicKey, Session]) -> dict[PublicKey, Peer]:
+    """Return the list by key. Entries of one key become one that claims all their prefixes and is refused.
+
+    Of their sessions it shows the one that is live, so that a repeated entry ends nothing by itself.
+    """
+    listed: dict[PublicKey, Peer] = {}
+    for peer in peers:
+        key = peer.public_key
+        other = listed.get(key)
+        if other is None:
+            listed[key] = peer
+            continue
+        live = sessions.get(key)
+        shows_live = live is not None and peer.session is not None and peer.session.id == live.id
+        listed[key] = replace(
+            other,
+            allowed_ips=tuple(sorted({*other.allowed_ips, *peer.allowed_ips})),
+            session=peer.session if shows_live else other.session,
+            fault=Refusal.DUPLICATE_KEY,
+        )
+    return listed
