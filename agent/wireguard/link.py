@@ -1,0 +1,77 @@
+"""The interface as the configuration and core want it: settings of both merged and put in force."""
+
+from __future__ import annotations
+
+import structlog
+
+from agent.config import Interface
+from agent.errors import DeviceError
+from agent.model import DeviceConfig, InterfaceAddress, InterfaceSettings
+from agent.wireguard.device import Device
+from agent.wireguard.interface import bring_up, configure_link, ensure_interface, open_device
+
+_log = structlog.get_logger(__name__)
+
+
+class WireGuardLink:
+    """The ``Link`` of ``agent.ports``, over the kernel or a userspace implementation."""
+
+    def __init__(
+        self, config: Interface, private_key: bytes, addresses: tuple[InterfaceAddress, ...]
+    ) -> None:
+        self.addresses = addresses
+        self.listen_port: int | None = None
+        self.fwmark: int | None = None
+        self._config = config
+        self._private_key = private_key
+        self._device: Device | None = None
+
+    @property
+    def device(self) -> Device:
+        """The device; not before ``ensure``."""
+        if self._device is None:
+            raise DeviceError(f"{self._config.name} is not there yet", "the agent makes it at its next tick")
+        return self._device
+
+    async def ensure(self) -> bool:
+        """Find the interface or make it, down; return whether it was made anew."""
+        name = self._config.name
+        ensured = await ensure_interface(name, self._config.backend, self._config.userspace_program)
+        if ensured.warning:
+            _log.warning("userspace WireGuard", interface=name, warning=ensured.warning)
+        if self._device is not None:
+            await self._device.close()
+        self._device = open_device(name, ensured.backend)
+        _log.info(
+            "interface made" if ensured.created else "interface found",
+            interface=name,
+            backend=ensured.backend,
+        )
+        return ensured.created
+
+    async def configure(self, settings: InterfaceSettings) -> list[str]:
+        """Set what differs: core's values win, then the configuration's; return it in words."""
+        config = self._config
+        port = config.listen_port if settings.listen_port is None else settings.listen_port
+        fwmark = config.fwmark if settings.fwmark is None else settings.fwmark
+        mtu = config.mtu if settings.mtu is None else settings.mtu
+        addresses = config.addresses if settings.addresses is None else settings.addresses
+        self.listen_port, self.fwmark = port or None, fwmark
+        await self.device.configure(DeviceConfig(self._private_key, self.listen_port, fwmark))
+        changes = await configure_link(config.name, addresses, mtu, self.addresses)
+        kept = tuple(a for a in self.addresses if a not in changes.removed)
+        self.addresses = tuple(dict.fromkeys((*kept, *changes.added)))
+        done = [f"address {address} added" for address in changes.added]
+        done += [f"address {address} removed" for address in changes.removed]
+        if changes.mtu is not None:
+            done.append(f"mtu {changes.mtu}")
+        return done
+
+    async def bring_up(self) -> None:
+        """Bring the interface up."""
+        await bring_up(self._config.name)
+
+    async def close(self) -> None:
+        """Let go of the device; the interface stays."""
+        if self._device is not None:
+            await self._device.close()
