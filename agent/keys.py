@@ -1,0 +1,214 @@
+"""Secrets on disk: core's token, the push secret, the interface's private key.
+
+Such a file is its owner's alone, or it is refused.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import re
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr
+
+from agent.config import Config
+from agent.encoding import format_key, parse_key
+from agent.errors import ConfigError
+from agent.model import PublicKey
+
+_SECRET_SIZE: Final = 64 << 10
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)  # what may stand in an Authorization header
+_MIN_PUSH_SECRET: Final = 24  # bytes; Standard Webhooks, "Signature scheme"
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What must never be shown: core's bearer token and, as ``whsec_…``, the push secret if any."""
+
+    token: SecretStr
+    push_secret: SecretStr | None = None
+
+
+def load_secrets(config: Config) -> Secrets:
+    """Read core's token and, if push is on, its secret; check the other files that are named.
+
+    Raises ConfigError if one is missing or unreadable, malformed, or a secret and open to others.
+    """
+    _check_files(config)
+    if config.core.token_file is None:
+        raise ConfigError(
+            "there is no token for core",
+            "set core.token_file, or give the credential core.token (LoadCredential= in the unit)",
+        )
+    token = read_secret_file(config.core.token_file, "core.token_file").decode("utf-8", "replace").strip()
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(
+            f"core.token_file: {config.core.token_file} does not hold a token",
+            "write the token as its only line",
+        )
+    push_secret = None
+    if config.push.secret_file is not None:
+        text = (
+            read_secret_file(config.push.secret_file, "push.secret_file").decode("utf-8", "replace").strip()
+        )
+        if not _is_push_secret(text):
+            raise ConfigError(
+                f"push.secret_file: {config.push.secret_file} holds no Standard Webhooks secret",
+                f"write whsec_ and at least {_MIN_PUSH_SECRET} random bytes in base64, "
+                'such as: echo "whsec_$(head -c 32 /dev/urandom | base64)"',
+            )
+        push_secret = SecretStr(text)
+    return Secrets(SecretStr(token), push_secret)
+
+
+def _check_files(config: Config) -> None:
+    for key in ("core.client_key_file", "push.tls_key_file"):
+        if path := _file(config, key):
+            check_secret_mode(path, key)
+    for key in (
+        "core.ca_file",
+        "core.client_cert_file",
+        "core.client_key_file",
+        "push.tls_cert_file",
+        "push.tls_key_file",
+        "push.client_ca_file",
+    ):
+        if path := _file(config, key):
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise _unreadable(path, key, error) from None
+
+
+def _file(config: Config, dotted: str) -> Path | None:
+    section, _, key = dotted.partition(".")
+    path: Path | None = getattr(getattr(config, section), key)
+    return path
+
+
+def read_secret_file(path: Path, key: str) -> bytes:
+    """Return the content of a file that only its owner may read; ``key`` names it in errors.
+
+    Group-readable is allowed in ``$CREDENTIALS_DIRECTORY``, where systemd shows an ACL that way.
+    Raises ConfigError if it is missing, unreadable, empty, too large, no file, or open to others.
+    """
+    check_secret_mode(path, key)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_SECRET_SIZE + 1)
+    except OSError as error:
+        raise _unreadable(path, key, error) from None
+    if not content.strip() or len(content) > _SECRET_SIZE:
+        raise ConfigError(
+            f"{key}: {path} is {'too large' if content.strip() else 'empty'}",
+            "put the secret in it",
+        )
+    return content
+
+
+def check_secret_mode(path: Path, key: str) -> None:
+    """Raise ConfigError unless the file exists and nobody but its owner has access to it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, key, error) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{key}: {path} is not a file")
+    mode = stat.S_IMODE(status.st_mode)
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    loose = 0o037 if folder and path.parent == Path(folder) else 0o077
+    if mode & loose:
+        raise ConfigError(f"{key}: {path} has mode {mode:04o}, so others may read it", f"chmod 600 {path}")
+
+
+def _unreadable(path: Path, key: str, error: OSError) -> ConfigError:
+    hint = "create it with mode 600, or correct the path"
+    if isinstance(error, PermissionError):
+        hint = "the agent's user must own it; under systemd pass it with LoadCredential= instead"
+    return ConfigError(f"{key}: {path} can't be read: {error.strerror}", hint)
+
+
+def _is_push_secret(text: str) -> bool:
+    try:
+        return len(binascii.a2b_base64(text.removeprefix("whsec_"), strict_mode=True)) >= _MIN_PUSH_SECRET
+    except (binascii.Error, ValueError):
+        return False
+
+
+def load_private_key(config: Config, *, create: bool) -> bytes:
+    """Return the interface's private key, 32 raw bytes.
+
+    With ``create`` a missing file is made with a fresh key. Raises ConfigError if the file is
+    missing, can't be used or made, or is open to others.
+    """
+    path = config.private_key_file
+    key = "interface.private_key_file"
+    if create and not os.path.lexists(path):
+        return _create_private_key(path)
+    text = read_secret_file(path, key).decode("ascii", "replace").strip()
+    try:
+        raw = parse_key(text)
+        if any(raw):
+            return raw
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"{key}: {path} does not hold a WireGuard key",
+        f"make one: (umask 077; wg genkey > {path})",
+    )
+
+
+def _create_private_key(path: Path) -> bytes:
+    raw = clamp(secrets.token_bytes(32))
+    try:
+        # It gets its name when it is whole: the next start must not find half a key.
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(format_key(raw).encode("ascii") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            path.hardlink_to(fresh)
+        finally:
+            fresh.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"interface.private_key_file: {path} can't be made: {error.strerror}",
+            "name a file that the agent may write, or give the credential interface.private_key",
+        ) from None
+    return raw
+
+
+def clamp(raw: bytes) -> bytes:
+    """Return 32 bytes as a Curve25519 private key (RFC 7748, section 5), as ``wg genkey`` does."""
+    return bytes([raw[0] & 248, *raw[1:31], raw[31] & 127 | 64])
+
+
+def public_key(private_key: bytes) -> PublicKey:
+    """Return the public key of a raw private key: X25519 with the base point 9 (RFC 7748).
+
+    Not constant in time: for the one key at start, on the host that holds it anyway.
+    """
+    prime = 2**255 - 19
+    scalar = int.from_bytes(clamp(private_key), "little")
+    x2, z2, x3, z3, swapped = 1, 0, 9, 1, 0
+    for position in range(254, -1, -1):
+        bit = scalar >> position & 1
+        if bit != swapped:
+            x2, x3, z2, z3 = x3, x2, z3, z2
+        swapped = bit
+        a, b, c, d = x2 + z2, x2 - z2, x3 + z3, x3 - z3
+        aa, bb, da, cb = a * a % prime, b * b % prime, d * a % prime, c * b % prime
+        e = aa - bb
+        x3, z3 = (da + cb) ** 2 % prime, 9 * (da - cb) ** 2 % prime
+        x2, z2 = aa * bb % prime, e * (aa + 121665 * e) % prime
+    if swapped:
+        x2, z2 = x3, z3
+    return PublicKey((x2 * pow(z2, prime - 2, prime) % prime).to_bytes(32, "little"))

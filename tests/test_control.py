@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from agent.control import ControlClient, bind_control, control_app
+from agent.encoding import format_key
+from agent.errors import AgentError, ConfigError, DeviceError
+from agent.model import PublicKey
+from agent.server import serve
+
+KEY = PublicKey(bytes(range(32)))
+
+
+class Daemon:
+    """An operator's port that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.ended: list[Sequence[PublicKey] | None] = []
+
+    def status(self) -> dict[str, Any]:
+        return {"interface": "wg0", "peers": []}
+
+    async def plan(self) -> dict[str, Any]:
+        raise DeviceError("wg0 is gone", "see dmesg")
+
+    async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
+        self.ended.append(keys)
+        return {"ended": [] if keys is None else [format_key(key) for key in keys]}
+
+
+def asked(path: Path, ask: Callable[[], Any], daemon: Daemon | None = None) -> Any:
+    """Run the app on a real socket, and the (blocking) client beside it in a thread."""
+
+    async def main() -> Any:
+        sock = bind_control(path)
+        task = asyncio.create_task(serve(control_app(daemon or Daemon()), sock))
+        try:
+            return await asyncio.to_thread(ask)
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "wg0.sock"
+
+
+def test_status_is_the_daemons_document(path: Path) -> None:
+    assert asked(path, ControlClient(path).status) == {"interface": "wg0", "peers": []}
+
+
+def test_end_takes_keys_or_all(path: Path) -> None:
+    daemon, client = Daemon(), ControlClient(path)
+
+    assert asked(path, lambda: client.end([KEY]), daemon) == {"ended": [format_key(KEY)]}
+    asked(path, lambda: client.end(None), daemon)
+
+    assert daemon.ended == [[KEY], None]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"all": false}',
+        b'{"all": true, "keys": []}',
+        b'{"keys": ["x"]}',
+        b'{"keys": [1]}',
+        b'{"all": true, "other": 1}',
+        b'{"keys": null}',
+        b"\xff",
+    ],
+)
+def test_a_malformed_end_ends_nothing(path: Path, body: bytes) -> None:
+    daemon = Daemon()
+
+    def ask() -> httpx.Response:
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://agent") as client:
+            return client.post("/end", content=body)
+
+    answer = asked(path, ask, daemon)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+    assert daemon.ended == []
+
+
+def test_ending_is_no_get(path: Path) -> None:
+    def ask() -> int:
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://agent") as client:
+            return client.get("/end").status_code
+
+    assert asked(path, ask) == 405
+
+
+def test_what_the_daemon_cannot_do_is_said_with_the_remedy(path: Path) -> None:
+    with pytest.raises(AgentError) as caught:
+        asked(path, ControlClient(path).plan)
+
+    assert (caught.value.message, caught.value.hint) == ("wg0 is gone", "see dmesg")
+
+
+def test_no_agent_is_said(path: Path) -> None:
+    client = ControlClient(path)
+    with pytest.raises(AgentError, match=r"No such file.*systemctl status wg-agent@wg0"):
+        client.status()
+
+    bind_control(path).close()
+    with pytest.raises(AgentError, match="refused"):
+        client.status()
+
+
+def test_an_agent_that_hangs_is_said(path: Path) -> None:
+    with bind_control(path), pytest.raises(AgentError, match="does not answer"):
+        ControlClient(path, timeout=0.2).status()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"rubbish\r\n\r\n", "is not the agent"),
+        (b"HTTP/1.1 200 OK\r\n\r\nrubbish", "is not the agent"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}", "is not the agent"),
+        (b"", "closed connection without response"),
+    ],
+)
+def test_an_answer_that_is_not_the_agents_is_said(path: Path, answer: bytes, said: str) -> None:
+    def other(sock: socket.socket) -> None:
+        connection, _ = sock.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    with bind_control(path) as sock:
+        sock.setblocking(True)
+        thread = threading.Thread(target=other, args=(sock,))
+        thread.start()
+        with pytest.raises(AgentError, match=said):
+            ControlClient(path).status()
+        thread.join()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_another_user_is_told_to_be_root(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "wg0.sock"
+    with bind_control(path):
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                os.setuid(65534)
+                try:
+                    ControlClient(path).status()
+                except AgentError as error:
+                    os._exit(0 if "run as root" in str(error) else 1)
+            os._exit(2)
+
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_the_socket_is_its_owners_alone(path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with bind_control(path):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+
+
+def test_a_socket_left_behind_is_replaced_and_a_file_is_not(path: Path) -> None:
+    bind_control(path).close()
+    bind_control(path).close()
+    path.unlink()
+    path.write_text("precious")
+
+    with pytest.raises(ConfigError, match="remove what is in its place"):
+        bind_control(path)
+
+    assert path.read_text() == "precious"
+
+
+def test_a_path_too_long_for_a_socket_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="too long"):
+        bind_control(tmp_path / ("x" * 100) / "wg0.sock")
+
+
+def test_a_folder_that_others_may_write_to_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.parent.chmod(0o770)
+
+    with pytest.raises(ConfigError, match="others may write"):
+        bind_control(path)

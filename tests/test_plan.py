@@ -1,0 +1,369 @@
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.model import (
+    KEEP,
+    AddPeer,
+    CutPeer,
+    DesiredPeer,
+    Endpoint,
+    Operation,
+    PublicKey,
+    RemovePeer,
+    UpdatePeer,
+)
+from agent.plan import CUT, FOUND, LEAVE, DriftKind, Mirror, Plan, Wanted, describe, make_plan
+from tests.support.builders import device, key, observed, prefixes, psk
+from tests.support.kernel_model import Kernel
+
+HOME = Endpoint(b"\xcb\x00\x71\x09", 51000)
+
+
+def want(
+    number: int, *allowed_ips: str, preshared_key: int | None = None, keepalive: int = 0, tenure: int = 0
+) -> DesiredPeer:
+    return DesiredPeer(
+        key(number),
+        None if preshared_key is None else psk(preshared_key),
+        prefixes(*(allowed_ips or (f"10.8.0.{number}",))),
+        keepalive,
+        tenure,
+    )
+
+
+def plan_of(mirror: Mirror, *wanted: DesiredPeer | tuple[int, Wanted]) -> Plan:
+    pairs = [(w.public_key, w) if isinstance(w, DesiredPeer) else (key(w[0]), w[1]) for w in wanted]
+    return make_plan(pairs, mirror)
+
+
+def carried_out(mirror: Mirror, *wanted: DesiredPeer | tuple[int, Wanted]) -> list[Operation]:
+    """Plan and acknowledge all of it."""
+    plan = plan_of(mirror, *wanted)
+    for operation in plan:
+        mirror.acknowledge(operation, plan.tenures.get(operation.public_key, FOUND))
+    return list(plan)
+
+
+def holding(*wanted: DesiredPeer) -> Mirror:
+    mirror = Mirror()
+    carried_out(mirror, *wanted)
+    return mirror
+
+
+def test_a_plan_removes_then_updates_then_adds() -> None:
+    mirror = holding(want(1), want(2), want(3))
+    plan = plan_of(mirror, want(4), want(2, "10.9.0.2"), (1, None), want(3, tenure=1))
+    assert list(plan) == [
+        RemovePeer(key(1)),
+        RemovePeer(key(3)),
+        UpdatePeer(key(2), KEEP, prefixes("10.9.0.2"), True, KEEP),
+        AddPeer(key(4), None, prefixes("10.8.0.4")),
+        AddPeer(key(3), None, prefixes("10.8.0.3")),
+    ]
+    assert len(plan) == 5
+    assert plan.tenures == {key(3): 1, key(4): 0}
+
+
+def test_nothing_is_sent_for_peers_that_are_as_wanted() -> None:
+    mirror = holding(want(1, preshared_key=1), want(2))
+    assert len(plan_of(mirror, want(1, preshared_key=1), want(2))) == 0
+
+
+def test_peers_that_were_not_asked_about_are_not_touched() -> None:
+    mirror = holding(want(1), want(2))
+    assert list(plan_of(mirror, (1, None))) == [RemovePeer(key(1))]
+
+
+def test_an_unwanted_peer_that_is_not_there_needs_no_removal() -> None:
+    assert list(plan_of(Mirror(), (1, None))) == []
+
+
+def test_hands_off_means_hands_off() -> None:
+    mirror = Mirror()
+    mirror.observe(device(observed(1, preshared_key=9)))
+    assert list(plan_of(mirror, (1, LEAVE), (2, LEAVE))) == []
+
+
+def test_a_renewed_psk_is_updated_in_place_and_alone() -> None:
+    mirror = holding(want(1, preshared_key=1))
+    assert carried_out(mirror, want(1, preshared_key=2)) == [UpdatePeer(key(1), psk(2), KEEP, False, KEEP)]
+    assert len(plan_of(mirror, want(1, preshared_key=2))) == 0
+
+
+def test_another_tenure_removes_and_adds_even_with_everything_alike() -> None:
+    mirror = holding(want(1, preshared_key=1))
+    assert carried_out(mirror, want(1, preshared_key=1, tenure=1)) == [
+        RemovePeer(key(1)),
+        AddPeer(key(1), psk(1), prefixes("10.8.0.1")),
+    ]
+    assert len(plan_of(mirror, want(1, preshared_key=1, tenure=1))) == 0
+
+
+def test_a_static_psk_that_core_takes_away_is_cleared() -> None:
+    mirror = holding(want(1, preshared_key=1))
+    assert carried_out(mirror, want(1)) == [UpdatePeer(key(1), None, KEEP, False, KEEP)]
+    assert mirror.peers[key(1)].preshared_key is None
+
+
+def test_gained_allowed_ips_are_added_and_only_lost_ones_replace() -> None:
+    mirror = holding(want(1, "10.0.0.1"))
+    assert carried_out(mirror, want(1, "10.0.0.1", "10.0.0.2")) == [
+        UpdatePeer(key(1), KEEP, prefixes("10.0.0.2"), False, KEEP)
+    ]
+    assert carried_out(mirror, want(1, "10.0.0.2")) == [
+        UpdatePeer(key(1), KEEP, prefixes("10.0.0.2"), True, KEEP)
+    ]
+    assert len(plan_of(mirror, want(1, "10.0.0.2"))) == 0
+
+
+def test_the_order_of_allowed_ips_is_no_difference() -> None:
+    mirror = holding(want(1, "10.0.0.1", "10.0.0.2"))
+    other_order = want(1)._replace(allowed_ips=prefixes("10.0.0.1", "10.0.0.2")[::-1])
+    assert len(plan_of(mirror, other_order)) == 0
+    shuffled = observed(1)._replace(allowed_ips=other_order.allowed_ips)
+    assert mirror.observe(device(shuffled)) == ([], set())
+
+
+def test_keepalive_is_set_only_once_a_peer_has_an_endpoint() -> None:
+    mirror = holding(want(1, keepalive=25))
+    assert len(plan_of(mirror, want(1, keepalive=25))) == 0
+    drift, again = mirror.observe(device(observed(1, endpoint=HOME)))
+    assert (drift, again) == ([], {key(1)})
+    assert carried_out(mirror, want(1, keepalive=25)) == [UpdatePeer(key(1), KEEP, KEEP, False, 25)]
+    assert len(plan_of(mirror, want(1, keepalive=25))) == 0
+    assert carried_out(mirror, want(1)) == [UpdatePeer(key(1), KEEP, KEEP, False, 0)]
+
+
+def test_a_keepalive_without_an_endpoint_is_switched_off() -> None:
+    mirror = holding(want(1, keepalive=25))
+    drift, _ = mirror.observe(device(observed(1, keepalive=25)))
+    assert [d.kind for d in drift] == [DriftKind.PERSISTENT_KEEPALIVE]
+    assert carried_out(mirror, want(1, keepalive=25)) == [UpdatePeer(key(1), KEEP, KEEP, False, 0)]
+
+
+# Adoption.
+
+
+def test_a_peer_found_as_wanted_is_adopted_without_a_message() -> None:
+    mirror = Mirror()
+    mirror.observe(device(observed(1, preshared_key=1, endpoint=HOME)))
+    plan = plan_of(mirror, want(1, preshared_key=1))
+    assert (list(plan), plan.adopted) == ([], (key(1),))
+    assert plan_of(mirror, want(1, preshared_key=1)).adopted == ()
+
+
+def test_a_found_peer_with_the_right_psk_gets_its_other_differences_in_place() -> None:
+    mirror = Mirror()
+    mirror.observe(device(observed(1, "10.9.9.9", preshared_key=1, endpoint=HOME)))
+    plan = plan_of(mirror, want(1, preshared_key=1, keepalive=25))
+    assert list(plan) == [UpdatePeer(key(1), KEEP, prefixes("10.8.0.1"), True, 25)]
+
+
+@pytest.mark.parametrize("preshared_key", [None, 2])
+def test_a_found_peer_with_another_psk_is_removed_and_added(preshared_key: int | None) -> None:
+    mirror = Mirror()
+    mirror.observe(device(observed(1, preshared_key=preshared_key)))
+    assert carried_out(mirror, want(1, preshared_key=1)) == [
+        RemovePeer(key(1)),
+        AddPeer(key(1), psk(1), prefixes("10.8.0.1")),
+    ]
+
+
+def test_a_found_peer_without_allowed_ips_was_being_cut_and_is_removed_and_added() -> None:
+    mirror = Mirror()
+    mirror.observe(device(observed(1, preshared_key=1)._replace(allowed_ips=())))
+    assert list(plan_of(mirror, want(1, preshared_key=1)))[0] == RemovePeer(key(1))
+
+
+# Cutting.
+
+
+def test_a_cut_peer_is_only_ever_removed() -> None:
+    mirror = holding(want(1, preshared_key=1))
+    mirror.acknowledge(CutPeer(key(1)))
+    assert mirror.peers[key(1)].tenure == CUT
+    assert list(plan_of(mirror, (1, None))) == [RemovePeer(key(1))]
+    for again in (want(1, preshared_key=1), want(1, preshared_key=1, tenure=5)):
+        assert list(plan_of(mirror, again)) == [
+            RemovePeer(key(1)),
+            AddPeer(key(1), psk(1), prefixes("10.8.0.1")),
+        ]
+
+
+def test_a_cut_peer_is_neither_drift_nor_revived_by_what_somebody_puts_into_it() -> None:
+    mirror = holding(want(1, preshared_key=1))
+    mirror.acknowledge(CutPeer(key(1)))
+    assert mirror.observe(device(observed(1, preshared_key=1))) == ([], set())
+    assert list(plan_of(mirror, want(1, preshared_key=1)))[0] == RemovePeer(key(1))
+    assert mirror.observe(device())[0] == []
+    assert key(1) not in mirror.peers
+
+
+def test_cutting_or_updating_a_peer_that_is_not_there_changes_nothing() -> None:
+    mirror = Mirror()
+    mirror.acknowledge(CutPeer(key(1)))
+    mirror.acknowledge(UpdatePeer(key(1), psk(1), KEEP, False, KEEP))
+    mirror.acknowledge(RemovePeer(key(1)))
+    assert mirror.peers == {}
+
+
+# Drift.
+
+
+def test_what_somebody_else_changed_is_drift_and_to_be_planned_again() -> None:
+    mirror = holding(want(1, preshared_key=1), want(2), want(3), want(4), want(6))
+    drift, again = mirror.observe(
+        device(
+            observed(1, preshared_key=9),
+            observed(2, "10.8.0.2", "10.99.0.0/16"),
+            observed(3, keepalive=5, endpoint=HOME),
+            observed(5),
+            observed(6, endpoint=HOME),
+        )
+    )
+    assert {(d.kind, d.public_key) for d in drift} == {
+        (DriftKind.PRESHARED_KEY, key(1)),
+        (DriftKind.ALLOWED_IPS, key(2)),
+        (DriftKind.PERSISTENT_KEEPALIVE, key(3)),
+        (DriftKind.PEER_REMOVED, key(4)),
+        (DriftKind.PEER_ADDED, key(5)),
+    }
+    assert again == {key(1), key(2), key(3), key(4), key(5), key(6)}
+    assert mirror.observe(
+        device(
+            observed(1, preshared_key=9),
+            observed(2, "10.8.0.2", "10.99.0.0/16"),
+            observed(3, keepalive=5, endpoint=HOME),
+            observed(5),
+            observed(6, endpoint=HOME),
+        )
+    ) == ([], set())
+
+
+def test_drift_in_allowed_ips_and_keepalive_is_healed_in_place() -> None:
+    mirror = holding(want(1, preshared_key=1))
+    mirror.observe(device(observed(1, "10.66.0.0/16", preshared_key=1, keepalive=9, endpoint=HOME)))
+    assert list(plan_of(mirror, want(1, preshared_key=1))) == [
+        UpdatePeer(key(1), KEEP, prefixes("10.8.0.1"), True, 0)
+    ]
+
+
+def test_only_a_renewal_changes_a_psk_in_place_so_a_strange_one_is_removed_and_added() -> None:
+    """Whoever got in by the strange PSK would keep transport keys for 180 s."""
+    mirror = holding(want(1, preshared_key=1))
+    mirror.observe(device(observed(1, preshared_key=9)))
+    assert carried_out(mirror, want(1, preshared_key=1)) == [
+        RemovePeer(key(1)),
+        AddPeer(key(1), psk(1), prefixes("10.8.0.1")),
+    ]
+
+
+def test_an_update_that_was_carried_out_but_not_acknowledged_costs_no_packet() -> None:
+    mirror = holding(want(1, preshared_key=1))
+    mirror.observe(device(observed(1, preshared_key=2)))
+    assert list(plan_of(mirror, want(1, preshared_key=2))) == []
+
+
+def test_a_strange_peer_is_removed() -> None:
+    mirror = Mirror()
+    mirror.observe(device(observed(1)))
+    assert list(plan_of(mirror, (1, None))) == [RemovePeer(key(1))]
+
+
+def test_what_drift_and_operations_say_to_people_holds_no_secret() -> None:
+    mirror = holding(want(1, preshared_key=1))
+    many = [f"10.77.0.{n}" for n in range(20)]
+    drift, _ = mirror.observe(device(observed(1, *many, preshared_key=9)))
+    texts = [d.detail for d in drift]
+    assert texts[0] == "has another pre-shared key"
+    assert texts[1].startswith("has 10.77.0.0/32, ")
+    assert texts[1].endswith("… instead of 10.8.0.1/32")
+    assert describe(RemovePeer(key(1))) == "remove"
+    assert describe(CutPeer(key(1))) == "cut"
+    assert describe(AddPeer(key(1), None, ())) == "add without pre-shared key, allowed ips none"
+    assert (
+        describe(AddPeer(key(1), psk(1), prefixes("10.0.0.1")))
+        == "add with pre-shared key, allowed ips 10.0.0.1/32"
+    )
+    assert (
+        describe(UpdatePeer(key(1), psk(1), prefixes("10.0.0.1"), True, 25))
+        == "update: new pre-shared key; allowed ips 10.0.0.1/32; persistent keepalive 25"
+    )
+    assert (
+        describe(UpdatePeer(key(1), None, prefixes("10.0.0.1"), False, 0))
+        == "update: clear pre-shared key; gain allowed ips 10.0.0.1/32; persistent keepalive off"
+    )
+    assert describe(UpdatePeer(key(1), KEEP, KEEP, False, 7)) == "update: persistent keepalive 7"
+
+
+def test_trying_a_plan_on_a_copy_of_the_mirror_leaves_the_mirror_alone() -> None:
+    mirror = Mirror()
+    mirror.observe(device(observed(1, preshared_key=1)))
+    assert plan_of(mirror.copy(), want(1, preshared_key=1)).adopted == (key(1),)
+    assert mirror.peers[key(1)].tenure == FOUND
+
+
+# From every interrupted prefix.
+
+_PREFIXES = [f"10.0.0.{n}" for n in range(1, 7)]
+
+
+@st.composite
+def _interfaces(draw: st.DrawFn) -> dict[PublicKey, DesiredPeer]:
+    """Peers that share out a few prefixes, each belonging to one."""
+    owners = draw(st.lists(st.integers(0, 4), min_size=len(_PREFIXES), max_size=len(_PREFIXES)))
+    return {
+        key(n): want(
+            n,
+            *[p for p, owner in zip(_PREFIXES, owners, strict=True) if owner == n] or [f"10.1.0.{n}"],
+            preshared_key=draw(st.none() | st.integers(1, 3)),
+            keepalive=draw(st.sampled_from([0, 25])),
+            tenure=draw(st.integers(0, 1)),
+        )
+        for n in draw(st.sets(st.integers(1, 4)))
+    }
+
+
+@settings(max_examples=150)
+@given(_interfaces(), _interfaces(), st.booleans(), st.randoms(use_true_random=False))
+def test_a_plan_interrupted_anywhere_is_completed_by_the_next(
+    before: dict[PublicKey, DesiredPeer], after: dict[PublicKey, DesiredPeer], reread: bool, random: object
+) -> None:
+    everybody = [key(n) for n in range(1, 5)]
+    random.shuffle(everybody)  # type: ignore[attr-defined]
+    for cut_off in count():
+        kernel, mirror = Kernel(), Mirror()
+        steps = [(before, None), (after, cut_off), (after, None)]
+        for wanted, stop in steps:
+            if wanted is after and stop is None and reread:
+                mirror = Mirror()
+                mirror.observe(kernel.read())
+            plan = make_plan([(k, wanted.get(k)) for k in everybody], mirror)
+            for done, operation in enumerate(plan):
+                if done == stop:
+                    break
+                kernel.apply(operation)
+                mirror.acknowledge(operation, plan.tenures.get(operation.public_key, FOUND))
+                _nobody_is_let_in(kernel, before, after)
+            else:
+                if stop is not None:
+                    return
+        assert _shown(kernel) == {k: (w.preshared_key, set(w.allowed_ips)) for k, w in after.items()}
+        assert len(make_plan([(k, after.get(k)) for k in everybody], mirror)) == 0
+
+
+def _shown(kernel: Kernel) -> dict[PublicKey, object]:
+    return {k: (p.preshared_key, p.allowed_ips) for k, p in kernel.peers.items()}
+
+
+def _nobody_is_let_in(
+    kernel: Kernel, before: dict[PublicKey, DesiredPeer], after: dict[PublicKey, DesiredPeer]
+) -> None:
+    """At no moment is somebody there with a PSK or a prefix that neither list gives it."""
+    for k, peer in kernel.peers.items():
+        lists = [held[k] for held in (before, after) if k in held]
+        assert peer.preshared_key in [w.preshared_key for w in lists]
+        assert peer.allowed_ips <= {p for w in lists for p in w.allowed_ips}
