@@ -1,0 +1,1 @@
+"""Talking to core: the codec of its messages, client, change stream, reports, push endpoint."""
