@@ -1,0 +1,51 @@
+"""What an operator reads in the log about sessions, peers and drift."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from agent.encoding import format_key
+from agent.model import Change, SessionEnd, SessionGranted, SessionRevoked
+from agent.plan import Drift
+
+_log = structlog.get_logger("agent.audit")
+_ONE_BY_ONE: Final = 50
+"""Session ends of one moment that get a line each; a mass end is summed up."""
+
+
+def changed(change: Change) -> None:
+    """A change of core's was taken."""
+    body, revision = change.body, change.revision
+    match body:
+        case SessionGranted(key, grant, fault):
+            session = None if grant is None else grant.id
+            _log.info(
+                "session granted", peer=format_key(key), session=session, fault=fault, revision=revision
+            )
+        case SessionRevoked(key, session_id):
+            _log.info("session revoked", peer=format_key(key), session=session_id, revision=revision)
+        case _:
+            _log.info("change taken", change=type(body).__name__, revision=revision)
+
+
+def ended(ends: Sequence[SessionEnd]) -> None:
+    """These sessions are over, and their peers off the interface."""
+    for end in ends[:_ONE_BY_ONE]:
+        _log.info(
+            "session ended",
+            peer=format_key(end.public_key),
+            session=end.session_id,
+            reason=end.reason.value,
+        )
+    if len(ends) > _ONE_BY_ONE:
+        _log.info("more sessions ended", by_reason=Counter(e.reason.value for e in ends[_ONE_BY_ONE:]))
+
+
+def drifted(drift: Drift) -> None:
+    """Somebody else changed the interface."""
+    peer = None if drift.public_key is None else format_key(drift.public_key)
+    _log.warning("drift", kind=drift.kind.value, peer=peer, detail=drift.detail)

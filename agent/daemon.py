@@ -1,0 +1,265 @@
+"""Wires the parts of the agent together and runs them until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from agent import __version__, clock, log, overview
+from agent.config import Config, reload_differences
+from agent.configfile import load_config
+from agent.control import bind_control, control_app
+from agent.core.endpoint import TlsFiles
+from agent.core.http import CoreClient
+from agent.core.push import push_app
+from agent.core.reports import Reporter
+from agent.core.sync import CoreSync
+from agent.encoding import format_key
+from agent.errors import AgentError, ConfigError
+from agent.folders import private_folder
+from agent.hardening import forbid_core_dumps
+from agent.journal import Journal
+from agent.keys import Secrets, load_private_key, load_secrets, public_key
+from agent.lock import InterfaceLock
+from agent.metrics import CONTENT_TYPE, Metrics
+from agent.reconciler import Reconciler
+from agent.server import bind, own_app, serve, tls_context
+from agent.sessions import Limits
+from agent.state import State
+from agent.systemd import Notifier
+from agent.timers import Timers
+from agent.wireguard.link import WireGuardLink
+
+_log = structlog.get_logger(__name__)
+
+STALLED: Final = 10.0
+"""Seconds without a tick through the reconciler after which the agent counts as stalled."""
+_STOP: Final = 5.0
+"""Seconds that a step under way may take when the agent is told to stop."""
+
+
+def run(config: Config, path: Path, interface: str | None) -> int:
+    """Run the agent until SIGTERM or SIGINT; return the exit code.
+
+    ``path`` and ``interface`` are what SIGHUP loads the configuration from again. Raises ConfigError
+    and LockHeld before anything is touched.
+    """
+    log.configure(config.log.level, config.log.format)
+    forbid_core_dumps()
+    private_folder(config.paths.state, "paths.state")
+    with InterfaceLock(config.paths.runtime, config.interface.name):
+        secrets = load_secrets(config)
+        log.hide(secrets.token.get_secret_value())
+        if secrets.push_secret is not None:
+            log.hide(secrets.push_secret.get_secret_value())
+        private_key = load_private_key(config, create=True)
+        log.hide(format_key(private_key))
+        try:
+            daemon = _Daemon(config, secrets, private_key, lambda: load_config(path, interface=interface))
+            asyncio.run(daemon.run())
+        except ConfigError:
+            raise
+        except AgentError as error:
+            _log.critical("can't run", error=error.message, hint=error.hint)
+            return 1
+    return 0
+
+
+def limits_of(config: Config) -> Limits:
+    """The configuration's own ceilings on sessions."""
+    sessions = config.sessions
+    return Limits(sessions.max_lifetime, sessions.idle_timeout, sessions.connect_timeout)
+
+
+class _Daemon:
+    def __init__(
+        self, config: Config, secrets: Secrets, private_key: bytes, load: Callable[[], Config]
+    ) -> None:
+        self._config = config
+        self._load = load
+        self._secrets = secrets
+        self._notifier = Notifier()
+        self._alive_at = clock.monotonic()
+        self._ready = False
+        self._stop = asyncio.Event()
+        own_key = public_key(private_key)
+        self._state = State(limits_of(config), own_key)
+        self._metrics = Metrics(
+            config.interface.name,
+            __version__,
+            lambda: overview.peer_series(self._state),
+            per_peer=config.metrics.per_peer,
+        )
+        self._reconciler = Reconciler(
+            interface=config.interface.name,
+            state=self._state,
+            link=WireGuardLink(config.interface, private_key, ()),
+            journal=Journal(config.paths.state, clock.boot_id()),
+            metrics=self._metrics,
+            core_lost_grace=config.sessions.core_lost_grace,
+            alive=self._alive,
+        )
+        core = config.core
+        self._client = CoreClient(
+            core.url,
+            secrets.token.get_secret_value(),
+            clock=clock.read,
+            heard=self._reconciler.heard,
+            tls=TlsFiles(core.ca_file, core.client_cert_file, core.client_key_file),
+            max_body=core.max_body,
+            timeout=core.timeout,
+        )
+        self._sync = CoreSync(self._client, self._reconciler, poll_interval=core.poll_interval)
+        self._reporter = Reporter(self._client, self._reconciler.reports, started_at=clock.read().wall)
+        self._timers = Timers(self._reconciler, config.stats.interval, self._alive)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        listeners = self._listeners()
+        try:
+            await self._reconciler.start()
+            await self._work(listeners)
+        finally:
+            self._notifier.stopping()
+            await self._client.close()
+            await self._reconciler.stop()
+            self._notifier.close()
+            _log.info("stopped, tunnels stay up")
+
+    async def _work(self, listeners: list[Coroutine[Any, Any, None]]) -> None:
+        """Run everything until told to stop; a part that fails takes the agent down with it."""
+        reconciling = asyncio.create_task(self._reconciler.run(), name="reconciler")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                others = [
+                    tasks.create_task(self._timers.run(), name="timers"),
+                    tasks.create_task(self._sync.run(), name="core: sync"),
+                    tasks.create_task(self._reporter.run(), name="core: reports"),
+                    tasks.create_task(self._become_ready(), name="ready"),
+                    tasks.create_task(_ended(reconciling), name="reconciler's end"),
+                    *(tasks.create_task(listener) for listener in listeners),
+                ]
+                await self._stop.wait()
+                self._notifier.stopping("stopping")
+                for task in others:
+                    task.cancel()
+        finally:
+            self._reconciler.finish()
+            await asyncio.wait({reconciling}, timeout=_STOP)
+            reconciling.cancel()
+
+    async def _become_ready(self) -> None:
+        """READY after the first state is in the kernel, or after adoption if core can't be had."""
+        await self._reconciler.settled.wait()
+        self._ready = True
+        self._notifier.ready(self._status_line())
+        shown = ""
+        while True:
+            line = self._status_line()
+            if line != shown:
+                self._notifier.status(line)
+                shown = line
+            await asyncio.sleep(1)
+
+    def _status_line(self) -> str:
+        core = "core connected" if self._reconciler.core_connected else "core unreachable"
+        peers = len(self._reconciler.writer.mirror.peers)
+        return f"{core}, {peers} peers up, {len(self._state.sessions)} sessions"
+
+    def _alive(self) -> None:
+        self._alive_at = clock.monotonic()
+        self._notifier.watchdog()
+
+    def _is_healthy(self) -> bool:
+        return clock.monotonic() - self._alive_at < STALLED
+
+    def _is_ready(self) -> tuple[bool, str]:
+        if not self._ready:
+            return False, "starting"
+        if self._reconciler.expiry_late:
+            return False, "sessions past their deadline are still on the interface"
+        if not self._reconciler.core_connected:
+            return False, f"core is unreachable: {self._reconciler.core_error}"
+        return True, ""
+
+    async def _render(self) -> bytes:
+        self._reconciler.refresh_metrics()
+        return await self._metrics.render()
+
+    def _listeners(self) -> list[Coroutine[Any, Any, None]]:
+        """Bind all sockets, so that a port that is taken ends the start; return what serves them."""
+        config = self._config
+        bound: list[tuple[Any, socket.socket, Any]] = []
+        own = own_app(self._render, CONTENT_TYPE, self._is_healthy, self._is_ready)
+        bound.append((own, bind(config.http.listen, "http.listen"), None))
+        bound.append((control_app(self._reconciler), bind_control(config.control_socket), None))
+        push = config.push
+        if self._secrets.push_secret is not None:
+            app = push_app(
+                self._reconciler,
+                self._secrets.push_secret.get_secret_value(),
+                lambda: None if self._state.location is None else self._state.location.id,
+                max_body=push.max_body,
+            )
+            tls = None
+            if push.tls_cert_file is not None and push.tls_key_file is not None:
+                tls = tls_context(push.tls_cert_file, push.tls_key_file, push.client_ca_file)
+            bound.append((app, bind(push.listen, "push.listen"), tls))
+        for _, sock, _ in bound:
+            _log.info("listening", address=_shown(sock))
+        return [serve(app, sock, tls=tls) for app, sock, tls in bound]
+
+    def _reload(self) -> None:
+        """SIGHUP: take what can change live, and say what can't."""
+        self._notifier.reloading()
+        try:
+            new = self._load()
+        except ConfigError as error:
+            _log.error("configuration not reloaded, the old one stays", error=error.message, hint=error.hint)
+        else:
+            live, needs_restart = reload_differences(self._config, new)
+            # Only what changed live: a key that needs a restart is to be named again next time.
+            self._config = self._config.model_copy(
+                update={section: _with_live(self._config, new, section, live) for section in _sections(live)}
+            )
+            self._take_live()
+            _log.info("configuration reloaded", changed=sorted(live), needs_restart=needs_restart)
+        self._notifier.ready(self._status_line())
+
+    def _take_live(self) -> None:
+        config = self._config
+        log.set_level(config.log.level)
+        self._sync.poll_interval = config.core.poll_interval
+        self._timers.interval = config.stats.interval
+        self._metrics.per_peer = config.metrics.per_peer
+        self._reconciler.configure(limits_of(config), config.sessions.core_lost_grace)
+
+
+def _sections(dotted: dict[str, Any]) -> set[str]:
+    return {key.partition(".")[0] for key in dotted}
+
+
+def _with_live(old: Config, new: Config, section: str, live: dict[str, Any]) -> Any:
+    keys = [key.partition(".")[2] for key in live if key.startswith(f"{section}.")]
+    changed = {key: getattr(getattr(new, section), key) for key in keys}
+    return getattr(old, section).model_copy(update=changed)
+
+
+async def _ended(reconciling: asyncio.Task[None]) -> None:
+    """The reconciler must not end before the rest: what it fell over ends the agent."""
+    await asyncio.wait({reconciling})
+    reconciling.result()
+
+
+def _shown(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    return name if isinstance(name, str) else f"{name[0]}:{name[1]}"

@@ -1,0 +1,356 @@
+"""The lease journal: what must outlive the process, in SQLite, without a secret in it (rules 14, 15, 22).
+
+One row a session with its deadlines on both clocks, its signs of life and the SHA-256 of its PSK;
+the ids that are dead for good; session ends that core has not acknowledged; each peer's traffic; and
+core's last list without its keys, for a restart that finds core gone. WAL with synchronous=FULL: what
+``write`` returned from has survived a power cut.
+
+The calls block for the disk's fsync: the reconciler makes them in a thread of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from agent.encoding import parse_prefix
+from agent.errors import JournalError
+from agent.model import (
+    EndReason,
+    InterfaceAddress,
+    InterfaceSettings,
+    Location,
+    Now,
+    Peer,
+    Prefix,
+    PublicKey,
+    SessionEnd,
+    SessionPolicy,
+)
+from agent.sessions import Deadline, Liveness, Session
+from agent.state import Restored
+from agent.traffic import Traffic
+
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE sessions (
+  id TEXT, public_key BLOB, psk_digest BLOB, granted_at REAL, expires_at REAL, ends_at REAL,
+  boot_id TEXT, deadline_boot REAL, deadline_wall REAL, in_use INTEGER, base_rx INTEGER, base_tx INTEGER,
+  added_at REAL, latest_handshake REAL, handshake_seen_at REAL, last_sign_at REAL,
+  PRIMARY KEY (id, public_key)
+) WITHOUT ROWID;
+CREATE TABLE ended (id TEXT PRIMARY KEY, granted_at REAL) WITHOUT ROWID;
+CREATE TABLE unreported_ends (
+  id TEXT UNIQUE, public_key BLOB, reason TEXT, ended_at REAL, latest_handshake REAL,
+  rx_bytes INTEGER, tx_bytes INTEGER
+);
+CREATE TABLE traffic (
+  public_key BLOB PRIMARY KEY, rx_bytes INTEGER, tx_bytes INTEGER, kernel_rx INTEGER, kernel_tx INTEGER,
+  latest_handshake REAL
+) WITHOUT ROWID;
+CREATE TABLE peers (
+  public_key BLOB PRIMARY KEY, name TEXT, allowed_ips TEXT, persistent_keepalive INTEGER,
+  mfa_exempt INTEGER, has_preshared_key INTEGER
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """The last life sign of core, on the host's clocks; ``boot`` is None if it was under another boot."""
+
+    boot: float | None
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that the journal held."""
+
+    restored: Restored
+    traffic: tuple[tuple[PublicKey, Traffic], ...] = ()
+    ends: tuple[SessionEnd, ...] = ()
+    contact: Contact | None = None
+    addresses: tuple[InterfaceAddress, ...] = ()
+    """The addresses that the agent itself has put on the interface."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What one transaction writes. Empty parts cost nothing."""
+
+    sessions: list[tuple[Session, Liveness | None]] = field(default_factory=list)
+    ends: list[tuple[SessionEnd, float]] = field(default_factory=list)
+    """Each with the session's first ``granted_at``; its row goes, its id stays dead, the report waits."""
+    traffic: list[tuple[PublicKey, Traffic]] = field(default_factory=list)
+    peers: list[Peer] = field(default_factory=list)
+    unlisted: list[PublicKey] = field(default_factory=list)
+    location: tuple[Location, InterfaceSettings, SessionPolicy] | None = None
+    contact: Now | None = None
+    addresses: tuple[InterfaceAddress, ...] | None = None
+    forgotten: list[str] = field(default_factory=list)
+    """Dead ids that need not be remembered any longer."""
+    reported: list[str] = field(default_factory=list)
+    """Ids of ends that core has acknowledged."""
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in self.__slots__)
+
+
+class Journal:
+    """The journal of one interface, in ``folder``; ``boot_id`` names this boot of the host.
+
+    It opens when first used and again after a fault, so that a disk that comes back is used.
+    """
+
+    def __init__(self, folder: Path, boot_id: str) -> None:
+        self.path = folder / "journal.sqlite"
+        self.set_aside: Path | None = None
+        """Where a journal that could not be read was moved, if one was."""
+        self._boot_id = boot_id
+        self._connection: sqlite3.Connection | None = None
+
+    def load(self) -> Loaded:
+        """Return what the journal holds; one that is corrupt is set aside, and then it holds nothing.
+
+        Raises JournalError if the folder can't be used.
+        """
+        try:
+            with self._faults():
+                return self._load(self._open())
+        except JournalError as error:
+            if not isinstance(error.__cause__, sqlite3.DatabaseError) or isinstance(
+                error.__cause__, sqlite3.OperationalError
+            ):
+                raise
+        except (ValueError, msgspec.DecodeError):
+            pass
+        self._put_aside()
+        with self._faults():
+            return self._load(self._open())
+
+    def write(self, entry: Entry) -> None:
+        """Write all of it or nothing, durably; raises JournalError."""
+        if not entry:
+            return
+        with self._faults():
+            connection = self._open()
+            with connection:
+                self._write(connection, entry)
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            with contextlib.suppress(sqlite3.Error):
+                self.close()
+            raise JournalError(
+                f"the journal {self.path} can't be used: {error}",
+                "no new session is admitted until it can be written; free the disk or mend the folder",
+            ) from error
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is not None:
+            return self._connection
+        # The file is made here, with its mode, before SQLite would make it with the umask's.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(self.path, timeout=5.0, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                with connection:
+                    connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;")
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError(f"it has version {version}, not {_VERSION}")
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    def _put_aside(self) -> None:
+        self.close()
+        names = (self.path.with_name(f"{self.path.name}.unreadable-{n}") for n in itertools.count(1))
+        with self._faults():
+            self.set_aside = next(name for name in names if not name.exists())
+            self.path.rename(self.set_aside)
+            for suffix in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+    def _load(self, connection: sqlite3.Connection) -> Loaded:
+        def rows(query: str) -> list[Any]:
+            return connection.execute(query).fetchall()
+
+        meta = dict(rows("SELECT name, value FROM meta"))
+        location, interface, policy = None, InterfaceSettings(), SessionPolicy()
+        if "location" in meta:
+            location, interface, policy = msgspec.json.decode(
+                meta["location"], type=tuple[Location, InterfaceSettings, SessionPolicy]
+            )
+        restored = Restored(
+            location=location,
+            interface=interface,
+            session_policy=policy,
+            peers=tuple(_peer(row) for row in rows("SELECT * FROM peers")),
+            sessions=tuple(self._session(row) for row in rows("SELECT * FROM sessions")),
+            ended=tuple(rows("SELECT id, granted_at FROM ended")),
+        )
+        ends = rows(
+            "SELECT id, public_key, reason, ended_at, latest_handshake, rx_bytes, tx_bytes"
+            " FROM unreported_ends ORDER BY rowid"
+        )
+        contact = None
+        if "contact" in meta:
+            boot_id, boot, wall = msgspec.json.decode(meta["contact"], type=tuple[str, float, float])
+            contact = Contact(boot if boot_id == self._boot_id else None, wall)
+        addresses = msgspec.json.decode(meta.get("addresses", "[]"), type=list[tuple[bytes, int]])
+        return Loaded(
+            restored=restored,
+            traffic=tuple((row[0], Traffic(*row[1:])) for row in rows("SELECT * FROM traffic")),
+            ends=tuple(SessionEnd(row[0], row[1], EndReason(row[2]), *row[3:]) for row in ends),
+            contact=contact,
+            addresses=tuple(InterfaceAddress(*address) for address in addresses),
+        )
+
+    def _session(self, row: Sequence[Any]) -> tuple[Session, Liveness | None]:
+        """A session's row; what was counted in another boot's time is void."""
+        (id_, key, digest, granted_at, expires_at, ends_at, boot_id, boot, wall, in_use, rx, tx, *life) = row
+        same_boot = boot_id == self._boot_id
+        session = Session(
+            id=id_,
+            public_key=key,
+            preshared_key=None,
+            psk_digest=digest,
+            granted_at=granted_at,
+            expires_at=expires_at,
+            ends_at=ends_at,
+            deadline=Deadline(boot if same_boot else None, wall),
+            in_use=bool(in_use),
+            base_rx=rx,
+            base_tx=tx,
+        )
+        added_at, latest_handshake, handshake_seen_at, last_sign_at = life
+        if added_at is None:
+            return session, None
+        if same_boot:
+            return session, Liveness(added_at, latest_handshake, handshake_seen_at, last_sign_at)
+        return session, Liveness(0.0, latest_handshake, None, None if last_sign_at is None else 0.0)
+
+    def _write(self, connection: sqlite3.Connection, entry: Entry) -> None:
+        def many(query: str, rows: Iterable[tuple[Any, ...]]) -> None:
+            connection.executemany(query, rows)
+
+        def remember(name: str, value: bytes) -> None:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value.decode()))
+
+        if entry.sessions:
+            many(
+                f"INSERT OR REPLACE INTO sessions VALUES ({', '.join('?' * 16)})",  # noqa: S608 placeholders
+                (self._row(session, liveness) for session, liveness in entry.sessions),
+            )
+        if entry.ends:
+            many("DELETE FROM sessions WHERE id = ?", ((end.session_id,) for end, _ in entry.ends))
+            many("INSERT OR IGNORE INTO ended VALUES (?, ?)", ((e.session_id, at) for e, at in entry.ends))
+            many(
+                "INSERT OR IGNORE INTO unreported_ends VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        e.session_id,
+                        e.public_key,
+                        e.reason,
+                        e.ended_at,
+                        e.latest_handshake,
+                        e.rx_bytes,
+                        e.tx_bytes,
+                    )
+                    for e, _ in entry.ends
+                ),
+            )
+        if entry.traffic:
+            many(
+                "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?, ?)",
+                ((key, *traffic[:5]) for key, traffic in entry.traffic),
+            )
+        if entry.unlisted:
+            many("DELETE FROM peers WHERE public_key = ?", ((key,) for key in entry.unlisted))
+        if entry.peers:
+            many("INSERT OR REPLACE INTO peers VALUES (?, ?, ?, ?, ?, ?)", map(_peer_row, entry.peers))
+        if entry.location is not None:
+            remember("location", msgspec.json.encode(entry.location))
+        if entry.contact is not None:
+            remember("contact", msgspec.json.encode((self._boot_id, *entry.contact)))
+        if entry.addresses is not None:
+            remember("addresses", msgspec.json.encode([tuple(address) for address in entry.addresses]))
+        if entry.forgotten:
+            many("DELETE FROM ended WHERE id = ?", ((id_,) for id_ in entry.forgotten))
+        if entry.reported:
+            many("DELETE FROM unreported_ends WHERE id = ?", ((id_,) for id_ in entry.reported))
+
+    def _row(self, session: Session, liveness: Liveness | None) -> tuple[Any, ...]:
+        life = (None, None, None, None)
+        if liveness is not None:
+            life = (  # type: ignore[assignment]
+                liveness.added_at,
+                liveness.latest_handshake,
+                liveness.handshake_seen_at,
+                liveness.last_sign_at,
+            )
+        return (
+            session.id,
+            session.public_key,
+            session.psk_digest,
+            session.granted_at,
+            session.expires_at,
+            session.ends_at,
+            self._boot_id if session.deadline.boot is not None else "",
+            session.deadline.boot,
+            session.deadline.wall,
+            session.in_use,
+            session.base_rx,
+            session.base_tx,
+            *life,
+        )
+
+
+def _peer_row(peer: Peer) -> tuple[Any, ...]:
+    prefixes = " ".join(map(str, peer.allowed_ips))
+    has_preshared_key = peer.preshared_key is not None or peer.static_key_unknown
+    return (
+        peer.public_key,
+        peer.name,
+        prefixes,
+        peer.persistent_keepalive,
+        peer.mfa_exempt,
+        has_preshared_key,
+    )
+
+
+def _peer(row: Sequence[Any]) -> Peer:
+    key, name, prefixes, keepalive, mfa_exempt, has_preshared_key = row
+    allowed_ips: tuple[Prefix, ...] = tuple(parse_prefix(text) for text in prefixes.split())
+    return Peer(
+        public_key=key,
+        allowed_ips=allowed_ips,
+        name=name,
+        persistent_keepalive=keepalive,
+        mfa_exempt=bool(mfa_exempt),
+        static_key_unknown=bool(has_preshared_key),
+    )
