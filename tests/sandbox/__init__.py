@@ -1,0 +1,1 @@
+"""Tests of the sandbox core and its client; ``parts`` holds what they share."""
