@@ -113,9 +113,12 @@ class Roster:
         if peer.session is not None:
             if peer.session.id in self.ended:
                 return Refusal.SESSION_ENDED
-            if len(self._holders.get(peer.session.id, ())) > 1:
+            if self._on_two_keys(peer.session.id):
                 return Refusal.SESSION_ON_TWO_KEYS
         return peer.session_fault
+
+    def _on_two_keys(self, session_id: str) -> bool:
+        return len(self._holders.get(session_id, ())) > 1
 
     def _let_go(self, session_id: str | None, key: PublicKey) -> set[PublicKey]:
         """Take one holder off a session id; return the others."""
@@ -125,6 +128,9 @@ class Roster:
         holders.discard(key)
         if not holders:
             del self._holders[session_id]
+        elif len(holders) == 1:
+            # Its session may begin, even if something else still keeps the peer out.
+            self.cleared.update(holders)
         return holders
 
     def _refusal(self, key: PublicKey) -> Refusal | None:
@@ -136,9 +142,9 @@ class Roster:
         if self._claims.contested(key):
             return Refusal.PREFIX_CLAIMED
         fault = self.session_fault(key)
-        if fault is Refusal.SESSION_ENDED and not self.must_do_mfa(key):
+        if fault is Refusal.SESSION_ENDED and peer.session is not None and not self.must_do_mfa(key):
             # A peer that needs no session is not kept out by a dead one.
-            fault = None
+            fault = Refusal.SESSION_ON_TWO_KEYS if self._on_two_keys(peer.session.id) else None
         return fault or self._blocked.get(key)
 
     def _judge_all(self) -> None:

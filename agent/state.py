@@ -92,18 +92,12 @@ class State:
     # What follows from the state.
 
     def wanted(self, key: PublicKey, now: Now) -> Wanted:
-        """What the interface should hold of a peer at ``now``, listed or not.
-
-        Before the first state of this process peers that need no session are left as they were
-        found, and so is everybody when not even the journal knows the location (rule 14).
-        """
+        """What the interface should hold of a peer at ``now``, listed or not."""
         peer = self.roster.peers.get(key)
         session = self.sessions.get(key)
         in_use = session is not None and session.in_use
         must_do_mfa = self.roster.must_do_mfa(key)
-        if self.epoch is None and (
-            self.location is None or (key in self._found and not in_use and not must_do_mfa)
-        ):
+        if self.epoch is None and self._is_left_as_found(key):
             return LEAVE
         if peer is None or key in self.roster.refused:
             return None
@@ -117,6 +111,20 @@ class State:
             preshared_key = peer.preshared_key
         tenure = self._tenures.get(key, 0)
         return DesiredPeer(key, preshared_key, peer.allowed_ips, peer.persistent_keepalive, tenure)
+
+    def _is_left_as_found(self, key: PublicKey) -> bool:
+        """Whether a peer is not to be touched before the first state of this process (rule 14).
+
+        That is who needs no session, everybody when not even the journal knows the location, and a
+        live session that was journalled when its peer was not yet. It is not who had a session that
+        ended meanwhile.
+        """
+        if key in self._tenures:
+            return False
+        session = self.sessions.get(key)
+        if session is not None and session.in_use:
+            return session.preshared_key is not None and key not in self.roster.peers
+        return self.location is None or (key in self._found and not self.roster.must_do_mfa(key))
 
     def desired(self, now: Now) -> dict[PublicKey, DesiredPeer]:
         """Everything that the interface should hold at ``now``."""
@@ -133,18 +141,27 @@ class State:
 
     # Core's events.
 
-    def restore(self, restored: Restored) -> None:
-        """Begin with what the journal holds; nothing of it is on the interface for sure yet."""
+    def restore(self, restored: Restored, now: Now) -> None:
+        """Begin with what the journal holds; nothing of it is on the interface for sure yet.
+
+        Traffic is to be restored before. Of two sessions of one peer the later was to replace the
+        other, whose end was not journalled any more.
+        """
         self.location, self.interface = restored.location, restored.interface
         self.session_policy = restored.session_policy
         self._ceilings = self._limits.with_policy(restored.session_policy)
         self.roster.ended.update(restored.ended)
-        for session, liveness in restored.sessions:
+        for session, liveness in sorted(restored.sessions, key=lambda row: (row[0].granted_at, row[0].id)):
             key = session.public_key
-            self.sessions[key] = session
+            if key in self.sessions:
+                self._end(key, EndReason.REPLACED, now)
+            lowered = session.lowered(self._ceilings.max_lifetime)
+            self.sessions[key] = lowered
+            if lowered is not session:
+                self.to_journal[key] = None
             if liveness is not None:
                 self.liveness[key] = liveness
-            self._deadlines.put(key, session.deadline)
+            self._deadlines.put(key, lowered.deadline)
         mfa_required = restored.location is not None and restored.location.mfa_required
         self.roster.load({peer.public_key: peer for peer in restored.peers}, mfa_required)
         self.roster.newly_refused.clear()
@@ -169,9 +186,11 @@ class State:
 
     def load(self, snapshot: Snapshot, now: Now) -> None:
         """Take in the whole state: what is not in it is gone, sessions it does not show have ended."""
+        self._expire(now)
         roster, location = self.roster, snapshot.location
         if self.location is not None and self.location.id != location.id:
             self._end_all(EndReason.REVOKED, now)
+        first = self.epoch is None
         if self.epoch != snapshot.epoch:
             self.traffic.report_all()
         self.epoch, self.revision = snapshot.epoch, snapshot.revision
@@ -189,6 +208,8 @@ class State:
         changed = {key for key, peer in listed.items() if peer != before.get(key)}
         self.dirty |= changed
         self.relisted |= changed
+        if first or location.mfa_required != roster.mfa_required:
+            self.dirty.update(listed, self._found)
         roster.unreadable = snapshot.unreadable
         roster.load(listed, location.mfa_required)
         self.location = location
@@ -202,6 +223,8 @@ class State:
 
     def change(self, body: ChangeBody, now: Now) -> None:
         """Take in one change; raises UnknownPeer if it is about a peer that is not listed."""
+        # What is past its deadline has ended, whether a tick has seen it or not: nothing renews it.
+        self._expire(now)
         match body:
             case PeerUpserted(peer):
                 self._upsert(peer, now)
@@ -231,16 +254,13 @@ class State:
 
     def tick(self, now: Now) -> None:
         """End what is past its deadline; costs nothing when nothing is due."""
-        for key in self._deadlines.due(now):
-            session = self.sessions.get(key)
-            if session is not None and session.deadline.passed(now):
-                self._end(key, EndReason.EXPIRED, now)
-        if len(self._deadlines) > 64 + 4 * len(self.sessions):
-            self._deadlines.rebuild({key: s.deadline for key, s in self.sessions.items()})
+        self._expire(now)
+        self._settle(now)
 
     def core_lost(self, now: Now) -> None:
         """Core has been away for longer than the grace: all sessions end."""
         self._end_all(EndReason.CORE_LOST, now)
+        self._settle(now)
 
     def observe(self, device: ObservedDevice, now: Now) -> list[PublicKey]:
         """Take in handshakes and counters, then end sessions without life; return who changed."""
@@ -261,6 +281,7 @@ class State:
                 reason = liveness.lapsed(self._ceilings, now)
                 if reason is not None:
                     self._end(key, reason, now)
+        self._settle(now)
         return changed
 
     def end(self, keys: Iterable[PublicKey] | None, now: Now) -> list[PublicKey]:
@@ -268,11 +289,14 @@ class State:
         had = [key for key in (list(self.sessions) if keys is None else keys) if key in self.sessions]
         for key in had:
             self._end(key, EndReason.OPERATOR, now)
+        self._settle(now)
         return had
 
     def added(self, key: PublicKey, now: Now) -> None:
-        """The peer is about to be put on the interface afresh; its signs of life begin anew."""
-        self.traffic.added(key)
+        """The peer is about to be put on the interface afresh; its signs of life begin anew.
+
+        ``traffic`` is to be told once it is there: until then the kernel counts on.
+        """
         if key in self.sessions:
             before = self.liveness.get(key)
             last_sign_at = None if before is None else before.last_sign_at
@@ -311,6 +335,14 @@ class State:
 
     # Inside.
 
+    def _expire(self, now: Now) -> None:
+        for key in self._deadlines.due(now):
+            session = self.sessions.get(key)
+            if session is not None and session.deadline.passed(now):
+                self._end(key, EndReason.EXPIRED, now)
+        if len(self._deadlines) > 64 + 4 * len(self.sessions):
+            self._deadlines.rebuild({key: s.deadline for key, s in self.sessions.items()})
+
     def _require(self, key: PublicKey) -> None:
         if key not in self.roster.peers:
             raise UnknownPeer
@@ -344,11 +376,7 @@ class State:
     def _replace(self, key: PublicKey, session: Session, refused: bool, now: Now) -> None:
         """Another id replaces the session: in place if that is live, so that no packet is lost."""
         in_place = (
-            session.in_use
-            and not refused
-            and key not in self.roster.refused
-            and not session.deadline.passed(now)
-            and self.roster.must_do_mfa(key)
+            session.in_use and not refused and key not in self.roster.refused and self.roster.must_do_mfa(key)
         )
         tenure, liveness = self._tenures.get(key, 0), self.liveness.get(key)
         self._end(key, EndReason.REPLACED, now)
@@ -364,8 +392,6 @@ class State:
         if session is not None and session.id == session_id:
             self._end(key, EndReason.REVOKED, now)
         elif session is None and listed is not None and listed.id == session_id:
-            if self.roster.session_fault(key) is not Refusal.SESSION_ON_TWO_KEYS:
-                self.roster.ended.setdefault(session_id, listed.granted_at)
             self._hold(replace(self.roster.peers[key], session=None))
 
     def _drop(self, key: PublicKey, now: Now) -> None:
@@ -436,13 +462,15 @@ class State:
                 reason=reason,
                 ended_at=ended_at,
                 latest_handshake=0.0 if liveness is None else liveness.latest_handshake,
-                rx_bytes=traffic.rx_bytes - session.base_rx,
-                tx_bytes=traffic.tx_bytes - session.base_tx,
+                # The record of the traffic may have been lost, and the session's been kept.
+                rx_bytes=max(0, traffic.rx_bytes - session.base_rx),
+                tx_bytes=max(0, traffic.tx_bytes - session.base_tx),
             )
         )
         self.to_journal.pop(key, None)
         self.roster.end(session.id, session.granted_at)
-        self._new_tenure(key)
+        if session.in_use:
+            self._new_tenure(key)
 
     def _end_all(self, reason: EndReason, now: Now) -> None:
         for key in list(self.sessions):
@@ -476,7 +504,7 @@ class State:
                 self.sessions[key] = shorter
                 self._deadlines.put(key, shorter.deadline)
                 self.to_journal[key] = None
-        self.tick(now)
+        self._expire(now)
 
     def _mfa_switched_on(self, key: PublicKey) -> None:
         """The peer needs a session from now on: whatever it has, it is removed and added again."""
@@ -523,6 +551,7 @@ def _merge_duplicates(peers: Iterable[Peer], sessions: dict[PublicKey, Session])
         listed[key] = replace(
             other,
             allowed_ips=tuple(sorted({*other.allowed_ips, *peer.allowed_ips})),
+            mfa_exempt=other.mfa_exempt and peer.mfa_exempt,
             session=peer.session if shows_live else other.session,
             fault=Refusal.DUPLICATE_KEY,
         )

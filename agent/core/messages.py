@@ -223,10 +223,11 @@ def _peer(value: object) -> Peer | UnreadablePeer:
         return UnreadablePeer(clean_name(text), Refusal.INVALID_PUBLIC_KEY, clean_name(get("name")))
     fault: Refusal | None = None
     session: Grant | None = None
+    session_fault: Refusal | None = None
     if (entry := get("session")) is not None:
         grant = _grant(entry)
         if isinstance(grant, Refusal):
-            fault = grant
+            session_fault = grant
         else:
             session = grant
     preshared_key: PresharedKey | None = None
@@ -267,6 +268,7 @@ def _peer(value: object) -> Peer | UnreadablePeer:
         preshared_key,
         session,
         fault,
+        session_fault,
     )
 
 

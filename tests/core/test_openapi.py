@@ -60,7 +60,7 @@ def test_the_documents_example_is_read() -> None:
         schema("State").validate(example["value"])
         snapshot = decode_snapshot(body(example["value"]), 0.0)
         assert snapshot.unreadable == ()
-        assert [listed.fault for listed in snapshot.peers] == [None]
+        assert [(listed.fault, listed.session_fault) for listed in snapshot.peers] == [(None, None)]
 
 
 public_keys = (
@@ -165,14 +165,14 @@ BAD_PEERS: list[Any] = [
 def test_a_peer_that_fits_is_accepted(entry: Any) -> None:
     schema("State").validate(state(entry))
     snapshot = decode_snapshot(body(state(entry)), 0.0)
-    assert [listed.fault for listed in snapshot.peers] == [None]
+    assert [(listed.fault, listed.session_fault) for listed in snapshot.peers] == [(None, None)]
 
 
 @pytest.mark.parametrize("entry", BAD_PEERS)
 def test_a_peer_that_does_not_fit_is_refused(entry: Any) -> None:
     assert not fits("Peer", entry)
     snapshot = decode_snapshot(body(state(entry)), 0.0)
-    assert snapshot.unreadable or snapshot.peers[0].fault
+    assert snapshot.unreadable or snapshot.peers[0].fault or snapshot.peers[0].session_fault
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,9 @@ def _refuses(kind: str, data: Any) -> bool:
     if kind != "resync":
         assert decode_event(kind, "b7e1:43", body(data)) == change
     match change.body:
-        case PeerUpserted(Peer(fault=fault)) | SessionGranted(fault=fault):
+        case PeerUpserted(Peer(fault=fault, session_fault=session_fault)):
+            return fault is not None or session_fault is not None
+        case SessionGranted(fault=fault):
             return fault is not None
         case _:
             return False

@@ -229,3 +229,23 @@ def test_ends_that_the_journal_could_not_forget_are_sent_again() -> None:
         assert len(told.asked("session-ends")) == 2
 
     run(main())
+
+
+def test_whoever_wants_to_know_is_told_of_an_accepted_report_and_of_no_other() -> None:
+    async def main() -> None:
+        told_of: list[int] = []
+        reports = FakeReports(applied(), [], [])
+        async with core() as told:
+            told.on("applied", answer(500), answer(202))
+            client = CoreClient(told.url, TOKEN, clock=clock.read, heard=lambda: None)
+            reporter = Reporter(
+                client, reports, started_at=NOW, accepted=lambda: told_of.append(len(told.requests))
+            )
+            task = asyncio.create_task(reporter.run())
+            await until(lambda: not reports.due)
+            task.cancel()
+            await asyncio.wait({task})
+            await client.close()
+        assert told_of == [2]
+
+    run(main())

@@ -267,6 +267,56 @@ def test_retry_after_is_waited_for() -> None:
     run(main())
 
 
+class _LongWaits(Backoff):
+    def next(self, retry_after: float | None = None) -> float:
+        return max(30.0, retry_after or 0.0)
+
+
+def test_an_accepted_report_ends_the_wait_for_an_unreachable_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "Backoff", _LongWaits)
+
+    async def main() -> None:
+        inbox = FakeInbox()
+        async with core() as told:
+            told.on("state", answer(500), at(42))
+            told.on("changes", stream(b": hi\n\n"))
+            client = CoreClient(told.url, TOKEN, clock=clock.read, heard=inbox.heard)
+            following = CoreSync(client, inbox, poll_interval=1)
+            task = asyncio.create_task(following.run())
+            await until(lambda: inbox.failures != [])
+            following.core_found()
+            await until(lambda: inbox.held == Position("b7e1", 42))
+            task.cancel()
+            await asyncio.wait({task})
+            await client.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("refusal", [answer(401), answer(503, Retry_After="30")])
+def test_an_accepted_report_cuts_no_wait_that_core_asked_for_or_an_operator_must_end(
+    monkeypatch: pytest.MonkeyPatch, refusal: Handler
+) -> None:
+    monkeypatch.setattr(sync, "Backoff", _LongWaits)
+
+    async def main() -> None:
+        inbox = FakeInbox()
+        async with core() as told:
+            told.on("state", refusal)
+            client = CoreClient(told.url, TOKEN, clock=clock.read, heard=inbox.heard)
+            following = CoreSync(client, inbox, poll_interval=1)
+            task = asyncio.create_task(following.run())
+            await until(lambda: inbox.failures != [])
+            following.core_found()
+            await asyncio.sleep(0.2)
+            assert len(told.requests) == 1
+            task.cancel()
+            await asyncio.wait({task})
+            await client.close()
+
+    run(main())
+
+
 def test_a_revision_that_goes_back_counts_as_unreachable() -> None:
     async def main() -> None:
         async with following([at(42)], [stream()]) as (told, inbox):

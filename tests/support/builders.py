@@ -27,7 +27,6 @@ NOW = Now(boot=1_000.0, wall=CORE)
 OWN_KEY = PublicKey(b"\xee" * 32)
 
 
-
 def after(seconds: float, step: float = 0.0) -> Now:
     """The host's clocks so many seconds after ``NOW``; ``step`` is what the wall clock was set by."""
     return Now(NOW.boot + seconds, NOW.wall + seconds + step)

@@ -24,7 +24,7 @@ from agent.plan import CUT, Mirror, Plan, make_plan
 from agent.sessions import Deadline, Limits, Liveness, Session
 from agent.state import Restored, State
 from agent.traffic import Traffic
-from tests.support.builders import OWN_KEY
+from tests.support.builders import NOW, OWN_KEY
 from tests.support.kernel_model import Kernel
 
 
@@ -90,11 +90,16 @@ class PureAgent:
         device = self.kernel.read()
         self.mirror.observe(device)
         state.adopt(device)
-        state.observe(device, now)
+        for key in state.observe(device, now):
+            self.journal.traffic[key] = state.traffic.get(key)
         return self.reconcile(now)
 
     def load(self, snapshot: Snapshot, now: Now) -> list[Operation]:
+        first = self.state.epoch is None
         self.state.load(snapshot, now)
+        if first:
+            # What was added before the first state may have taken prefixes of peers left as found.
+            self.state.dirty |= self.mirror.observe(self.kernel.read())[1]
         return self.reconcile(now)
 
     def change(self, body: ChangeBody, now: Now) -> list[Operation]:
@@ -103,6 +108,14 @@ class PureAgent:
 
     def tick(self, now: Now) -> list[Operation]:
         self.state.tick(now)
+        return self.reconcile(now)
+
+    def end(self, keys: list[PublicKey] | None, now: Now) -> list[Operation]:
+        self.state.end(keys, now)
+        return self.reconcile(now)
+
+    def core_lost(self, now: Now) -> list[Operation]:
+        self.state.core_lost(now)
         return self.reconcile(now)
 
     def observe(self, now: Now) -> list[Operation]:
@@ -131,8 +144,11 @@ class PureAgent:
             for operation in plan:
                 self.kernel.apply(operation)
                 self._may_crash()
+                if isinstance(operation, AddPeer):
+                    state.traffic.added(operation.public_key)
                 self.mirror.acknowledge(operation, plan.tenures.get(operation.public_key, CUT))
                 done.append(operation)
+        self._journal_sessions()
         self._journal_ends()
         self._may_crash()
         return done
@@ -175,9 +191,10 @@ class PureAgent:
             listed = state.roster.peers.get(key)
             if listed is None:
                 journal.peers.pop(key, None)
-            elif listed.fault is None:
+            else:
                 journal.peers[key] = replace(
                     listed,
+                    fault=listed.fault or listed.session_fault,
                     session=None,
                     session_fault=None,
                     preshared_key=None,
@@ -191,3 +208,22 @@ class PureAgent:
 def adds(operations: list[Operation]) -> set[PublicKey]:
     """Keys of the peers that were added."""
     return {operation.public_key for operation in operations if isinstance(operation, AddPeer)}
+
+
+def running(snapshot: Snapshot | None = None, now: Now = NOW, *, limits: Limits | None = None) -> PureAgent:
+    """An agent started on an empty host, with this state of core's."""
+    agent = PureAgent(Kernel(), Journal(), limits)
+    agent.start(now)
+    if snapshot is not None:
+        agent.load(snapshot, now)
+    return agent
+
+
+def restarted(agent: PureAgent, now: Now, *, limits: Limits | None = None, reboot: bool = False) -> PureAgent:
+    """Another process on what the last one left behind."""
+    if reboot:
+        agent.kernel.reboot()
+        agent.journal.boot_id += 1
+    again = PureAgent(agent.kernel, agent.journal, limits)
+    again.start(now)
+    return again
