@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import gzip
+import os
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -313,6 +315,16 @@ def _raise_transport(error: httpx.TransportError) -> NoReturn:
             raise CoreUnavailable(
                 f"the TLS connection to core failed: {cause.reason or 'no reason given'}",
                 "check that core.url speaks TLS there, and whether core wants a client certificate",
+            ) from None
+        if isinstance(cause, socket.gaierror):
+            raise CoreUnavailable(
+                f"core's name can't be resolved: {cause.strerror}",
+                "check the name in core.url, and this host's DNS",
+            ) from None
+        if isinstance(error, httpx.ConnectError) and isinstance(cause, OSError) and cause.errno:
+            raise CoreUnavailable(
+                f"core can't be reached: {os.strerror(cause.errno)}",
+                "is core running? check host and port in core.url, and the route to it",
             ) from None
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ConnectError):

@@ -1,0 +1,108 @@
+"""``wg-agent``: the command line. Each command is a module of ``agent.commands``, imported when asked for.
+
+Exit codes: 0 fine, 1 the thing asked about is wrong, 2 usage or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from agent import __version__
+from agent.errors import AgentError, ConfigError
+
+_COMMANDS: Final = {
+    "run": "run the agent of one interface until SIGTERM",
+    "check": "say what is wrong with configuration, credentials, core and this host, and what to do",
+    "status": "show the peers and the agent's own health",
+    "plan": "show what a reconcile would change now, changing nothing",
+    "end": "end sessions now, here, whatever core says",
+    "purge": "remove the interface and the agent's state; not while an agent runs",
+    "demo": "play a gateway, a client and a core in network namespaces",
+}
+_WITH_DATA: Final = frozenset({"check", "status", "plan", "end", "purge"})
+_INTERRUPTED: Final = 130  # 128 and SIGINT, as shells report it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in ``argv`` (the process's own arguments by default); return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "demo":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    try:
+        module = importlib.import_module(f"agent.commands.{arguments.command}")
+        execute: Callable[[argparse.Namespace], int] = module.execute
+        code = execute(arguments)
+        sys.stdout.flush()
+    except AgentError as error:
+        _complain(error)
+        return 2 if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:
+        # The reader (a pager, head) has gone; the interpreter must not complain when it exits.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Suppressed defaults: what stands before the command must outlive the command's own parser.
+    choice = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    choice.add_argument("-c", "--config", type=Path, metavar="FILE", help="the configuration file")
+    choice.add_argument(
+        "-i", "--interface", metavar="NAME", help="the interface: /etc/wg-agent/NAME.toml unless -c is given"
+    )
+    parser = argparse.ArgumentParser(
+        prog="wg-agent",
+        description="MFA sessions on a WireGuard gateway's interface on time, and off it on time.",
+        parents=[choice],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"wg-agent {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {
+        name: commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            parents=[] if name == "demo" else [choice],
+            add_help=name != "demo",
+            allow_abbrev=False,
+        )
+        for name, text in _COMMANDS.items()
+    }
+    for name in _COMMANDS:
+        if name in _WITH_DATA:
+            parsers[name].add_argument("--json", action="store_true", help="print JSON")
+    parsers["status"].add_argument("--watch", action="store_true", help="refresh every 2 s until Ctrl-C")
+    end = parsers["end"]
+    end.add_argument("keys", nargs="*", metavar="KEY", help="public keys of the peers, in base64")
+    end.add_argument("--all", action="store_true", help="end every session")
+    parsers["purge"].add_argument("--key", action="store_true", help="remove the private key as well")
+    return parser
+
+
+def _complain(error: AgentError) -> None:
+    for text, indent in ((error.message, "wg-agent: "), (error.hint, "  ")):
+        if text:
+            # Parts of it may have come from elsewhere: no control characters reach the terminal.
+            safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+            print(indent + safe, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of ``wg-agent``: each module's ``execute`` takes the arguments, returns the exit code."""

@@ -1,0 +1,173 @@
+"""A configuration in a folder, the command line as a process, and real servers beside it in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent.control import bind_control, control_app
+from agent.encoding import format_key
+from agent.model import PublicKey
+from agent.server import serve
+from tests.core.fakes import TOKEN, Core, core
+
+T = TypeVar("T")
+ALICE, BOB, NOBODY = (PublicKey(bytes([n]) * 32) for n in (1, 2, 3))
+URL = "http://127.0.0.1:1/gateway/v1/"
+
+
+def write_config(folder: Path, url: str = URL, *, more: str = "", **interface: Any) -> Path:
+    """A configuration with its folders and its token in ``folder``."""
+    token = folder / "token"
+    token.write_text(TOKEN + "\n")
+    token.chmod(0o600)
+    lines = [f"{key} = {json.dumps(value)}" for key, value in interface.items()]
+    path = folder / "gateway.toml"
+    text = f'[core]\nurl = "{url}"\ntoken_file = "token"\n[paths]\nstate = "state"\nruntime = "run"\n'
+    path.write_text("\n".join([text, "[interface]", *lines, more, ""]))
+    return path
+
+
+def wg_agent(
+    *argv: str | Path,
+    through: Sequence[str] = (),
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """The command line to its end, through a program that changes what it may or sees."""
+    return subprocess.run(
+        [*through, sys.executable, "-m", "agent", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=dict(os.environ) | (env or {}),
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@contextmanager
+def beside(make: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+    """Keep an asynchronous context open in a thread with a loop of its own."""
+    made: list[T] = []
+    failed: list[BaseException] = []
+    ready = threading.Event()
+    loop = asyncio.new_event_loop()
+    over = asyncio.Event()
+
+    async def main() -> None:
+        try:
+            async with make() as value:
+                made.append(value)
+                ready.set()
+                await over.wait()
+        except BaseException as error:
+            failed.append(error)
+            raise
+        finally:
+            ready.set()
+
+    def work() -> None:
+        with contextlib.suppress(BaseException), contextlib.closing(loop):
+            loop.run_until_complete(main())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait(10)
+    try:
+        if failed:
+            raise failed[0]
+        yield made[0]
+    finally:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(over.set)
+        thread.join(10)
+
+
+@contextmanager
+def a_core(context: ssl.SSLContext | None = None, socket: Path | None = None) -> Iterator[Core]:
+    with beside(lambda: core(context, "" if socket is None else str(socket))) as told:
+        yield told
+
+
+@dataclass
+class Agent:
+    """What answers the operator's socket in place of a daemon."""
+
+    peers: list[dict[str, Any]] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    planned: dict[str, Any] = field(default_factory=dict)
+    with_session: set[PublicKey] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+
+    def status(self) -> dict[str, Any]:
+        self.asked.append("status")
+        return {
+            "interface": "wg0",
+            "core_connected": True,
+            "core_error": "",
+            "expiry_late": False,
+            "journal_ok": True,
+            "device_error": "",
+            "reap_backlog": 0,
+            "epoch": "b7e1",
+            "revision": 42,
+            "mfa_required": True,
+            "location": "hq",
+            "unreadable": [],
+            **self.about,
+            "peers": self.peers,
+        }
+
+    async def plan(self) -> dict[str, Any]:
+        return {"interface": "wg0", "operations": [], "drift": [], **self.planned}
+
+    async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
+        ended = self.with_session if keys is None else self.with_session.intersection(keys)
+        self.with_session = self.with_session - ended
+        return {"ended": sorted(format_key(key) for key in ended)}
+
+
+@contextmanager
+def an_agent(config: Path, agent: Agent) -> Iterator[Agent]:
+    """The agent's own control app on the socket that the configuration names."""
+
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[Agent]:
+        sock = bind_control(config.parent / "run" / "wg0.sock")
+        task = asyncio.create_task(serve(control_app(agent), sock))
+        yield agent
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    with beside(serving) as running:
+        yield running
+
+
+def peer(key: PublicKey, **changed: Any) -> dict[str, Any]:
+    """A peer of the status document."""
+    return {
+        "public_key": format_key(key),
+        "name": "alice-laptop",
+        "state": "waiting",
+        "allowed_ips": ["10.8.0.5/32"],
+        "session_id": None,
+        "expires_at": None,
+        "time_left": None,
+        "latest_handshake": None,
+        "endpoint": None,
+        "rx_bytes": 0,
+        "tx_bytes": 0,
+        "mfa_exempt": False,
+    } | changed

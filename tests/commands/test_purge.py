@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.__main__ import main
+from agent.journal import Journal
+from agent.lock import InterfaceLock
+from tests.commands.parts import wg_agent, write_config
+from tests.support.netns import Namespace, Network, interface_name
+
+
+@pytest.fixture
+def gateway() -> Iterator[Namespace]:
+    with Network() as net:
+        yield net.namespace("gateway")
+
+
+def lived_in(folder: Path) -> None:
+    """What an agent leaves behind, and a file of somebody else's."""
+    state = folder / "state"
+    state.mkdir(mode=0o700)
+    journal = Journal(state, "boot")
+    journal.load()
+    journal.close()
+    (state / "journal.sqlite.unreadable-1").touch()
+    (state / "private.key").write_text("key")
+    (state / "notes.txt").touch()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "state").iterdir()}
+
+
+def test_beside_an_agent_it_ends_with_1_and_removes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path, name="wgnone")
+    lived_in(tmp_path)
+    before = names(tmp_path)
+
+    with InterfaceLock(tmp_path / "run", "wgnone"):
+        done = wg_agent("purge", "-c", path)
+
+    assert done.returncode == 1
+    assert "another agent" in done.stderr
+    assert "stop that one first" in done.stderr
+    assert names(tmp_path) == before
+
+
+def test_the_journal_goes_and_the_private_key_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_config(tmp_path, name="wgnone"))
+    lived_in(tmp_path)
+    key = tmp_path / "state" / "private.key"
+
+    assert main(["purge", "-c", path]) == 0
+    out = capsys.readouterr().out
+    assert "wgnone: there was no such interface" in out
+    assert f"{key}: kept, the gateway's private key (remove it with --key)" in out
+    assert names(tmp_path) == {"private.key", "notes.txt"}
+
+    assert main(["purge", "-c", path, "--key", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "interface": "wgnone",
+        "interface_removed": False,
+        "removed": [str(key)],
+        "kept": [],
+    }
+    assert names(tmp_path) == {"notes.txt"}
+
+
+@pytest.mark.userspace
+def test_the_interface_goes_with_its_peers(tmp_path: Path, gateway: Namespace) -> None:
+    name = interface_name()
+    gateway.run("wireguard-go", name)
+    gateway.run("wg", "set", name, "peer", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")
+
+    done = wg_agent("purge", "-c", write_config(tmp_path, name=name), "--json", through=gateway.argv())
+
+    assert (done.returncode, json.loads(done.stdout)["interface_removed"]) == (0, True)
+    assert name not in gateway.links()
+    deadline = time.monotonic() + 5
+    while gateway.pids() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gateway.pids() == []
+
+
+@pytest.mark.netns
+def test_an_interface_that_is_no_wireguard_stays_and_so_does_the_journal(
+    tmp_path: Path, gateway: Namespace
+) -> None:
+    gateway.ip("link", "add", "wg0", "type", "veth")
+    path = write_config(tmp_path)
+    lived_in(tmp_path)
+    before = names(tmp_path)
+
+    done = wg_agent("purge", "-c", path, through=gateway.argv())
+
+    assert done.returncode == 1
+    assert "is not a WireGuard interface" in done.stderr
+    assert "wg0" in gateway.links()
+    assert names(tmp_path) == before
