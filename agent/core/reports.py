@@ -55,14 +55,25 @@ class _Kind:
 class Reporter:
     """Sends what the port has until it is cancelled; no answer of core's ends it."""
 
-    def __init__(self, sink: ReportSink, reports: Reports, *, started_at: float) -> None:
-        """``started_at`` is when the agent started, in Unix seconds."""
+    def __init__(
+        self,
+        sink: ReportSink,
+        reports: Reports,
+        *,
+        started_at: float,
+        accepted: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``started_at`` is when the agent started, in Unix seconds.
+
+        ``accepted`` is called whenever core has accepted a report.
+        """
         self._sink = sink
         self._reports = reports
         self._started_at = started_at
         self._applied = _Kind("applied")
         self._ends = _Kind("session-ends", ENDS_LIMIT)
         self._stats = _Kind("stats", STATS_LIMIT)
+        self._accepted = accepted
         self._refused: tuple[str, int] | None = None
 
     async def run(self) -> NoReturn:
@@ -133,6 +144,7 @@ class Reporter:
         kind.failure = None
         kind.not_before = 0.0
         kind.backoff.reset()
+        self._accepted()
         return True
 
     def _failed(self, kind: _Kind, error: AgentError) -> None:

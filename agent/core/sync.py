@@ -12,6 +12,7 @@ somebody asked for has to replace what is held, also where its revision is core'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Final, NoReturn, Protocol
@@ -58,6 +59,7 @@ class CoreSync:
         self._inbox = inbox
         self._pulling = asyncio.Lock()
         self._pulled = asyncio.Event()
+        self._found = asyncio.Event()
         self._in_flight: set[asyncio.Future[Outcome]] = set()
         self._failure: str | None = None
 
@@ -68,6 +70,13 @@ class CoreSync:
             tasks.create_task(self._pull_when_wanted(), name="core: pull")
             tasks.create_task(self._follow(), name="core: changes")
         raise AssertionError("both tasks run until they are cancelled")
+
+    def core_found(self) -> None:
+        """Core has just accepted something else of ours: who waits to try again does so now.
+
+        Else clients would be turned away for as long as the wait lasts, up to 30 s.
+        """
+        self._found.set()
 
     async def _pull_when_wanted(self) -> NoReturn:
         backoff = Backoff()
@@ -206,4 +215,10 @@ class CoreSync:
         level = log.debug if self._failure == str(error) else log.warning
         self._failure = str(error)
         level("core can't be followed", error=str(error), retry_in=round(delay, 3))
-        await asyncio.sleep(delay)
+        if asked_for is not None or not isinstance(error, CoreUnavailable):
+            await asyncio.sleep(delay)
+            return
+        self._found.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._found.wait()

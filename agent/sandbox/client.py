@@ -245,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
     to.add_argument("--device-key", required=True, type=Path, metavar="FILE")
     to.add_argument("--method", choices=("totp", "email", "none"), default="totp")
     to.add_argument("--interface", default="wgc0")
-    to.add_argument("--wait", type=float, default=5.0, metavar="S", help="for the first handshake")
+    to.add_argument("--wait", type=float, default=10.0, metavar="S", help="for the first handshake")
     to.add_argument("--json", action="store_true", help="print the result as JSON")
     code = to.add_mutually_exclusive_group()
     code.add_argument("--code", help="the code; asked for when absent")

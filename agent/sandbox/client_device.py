@@ -68,6 +68,7 @@ def up(interface: str, tunnel: Tunnel) -> str:
             if backend == "kernel":
                 _set_kernel(interface, tunnel)
             else:
+                _wait_for_port(interface)
                 _uapi(interface, _set_request(tunnel))
         except BaseException:
             _delete(route, interface)
@@ -192,6 +193,16 @@ def _set_kernel(interface: str, tunnel: Tunnel) -> None:
         peer["preshared_key"] = format_key(tunnel.preshared_key)
     with contextlib.closing(WireGuard()) as wireguard:
         wireguard.set(interface, private_key=format_key(tunnel.private_key), peer=peer)
+
+
+def _wait_for_port(interface: str) -> None:
+    """Return once the userspace program has noticed that its link is up and opened its port.
+
+    A handshake that it starts between the two is lost, and the next comes 5 s later.
+    """
+    until = time.monotonic() + 2
+    while "listen_port=" not in _uapi(interface, "get=1\n\n") and time.monotonic() < until:
+        time.sleep(0.005)
 
 
 def _set_request(tunnel: Tunnel) -> str:
