@@ -90,7 +90,7 @@ class UserspaceDevice:
         return self._identity[1]
 
     async def _request(self, request: bytes) -> bytes:
-        """Return the answer, on a connection of its own: not every implementation takes a second."""
+        """Return the answer, on a connection of its own: not all programs take a second request."""
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT):
                 answer = await _exchange(socket_path(self._name), request)
@@ -163,7 +163,7 @@ async def start(name: str, program: str) -> bool:
 
     It outlives the agent: it gets a session of its own, and under systemd a unit of its own, since
     ending the agent's unit would end it too. Returns whether it got what it needs for that.
-    Raises DeviceError, ENOENT if there is no such program.
+    Raises DeviceError: ENOENT if there is no such program, EEXIST if one answers to the name already.
     """
     path = shutil.which(program)
     if path is None:
@@ -171,6 +171,13 @@ async def start(name: str, program: str) -> bool:
             f"the kernel has no WireGuard, and there is no program {program!r}",
             "install wireguard-go, or a kernel with WireGuard, or set interface.userspace_program",
             errno=errno.ENOENT,
+        )
+    if await answers(name):
+        raise DeviceError(
+            f"a userspace WireGuard runs for an interface {name} that is not here",
+            "it is in another network namespace, and both would use one socket: "
+            "choose another interface.name",
+            errno=errno.EEXIST,
         )
     in_unit = "INVOCATION_ID" in os.environ
     if in_unit and await _start_unit(name, path):
@@ -213,7 +220,7 @@ async def _start_unit(name: str, path: str) -> bool:
 
 def _shares_network_with_init() -> bool:
     try:
-        return Path("/proc/self/ns/net").readlink() == Path("/proc/1/ns/net").readlink()
+        return Path("/proc/thread-self/ns/net").readlink() == Path("/proc/1/ns/net").readlink()
     except OSError:  # needs a privilege; a unit is nearly always in init's
         return True
 

@@ -140,7 +140,7 @@ async def a_peer_may_have_any_prefixes(subject: Subject) -> None:
 
 
 @behaviour
-async def adding_over_a_leftover_peer_leaves_nothing_of_it(subject: Subject) -> None:
+async def adding_over_a_leftover_peer_leaves_neither_its_psk_nor_its_prefixes(subject: Subject) -> None:
     await subject.device.apply([AddPeer(A, psk(1), (IP1, IP2))])
     await subject.device.apply([AddPeer(A, None, (IP2,))])
     assert (await peer(subject)).preshared_key is None

@@ -160,8 +160,11 @@ async def an_interface_is_removed_with_its_peers(place: Place) -> None:
 
 @behaviour
 async def an_interface_of_another_kind_is_left_alone(place: Place) -> None:
-    for kind in (["type", "dummy"], ["type", "veth", "peer", "name", "other"]):
-        await place.run("ip", "link", "add", place.name, *kind)
+    for make in (
+        ("ip", "link", "add", place.name, "type", "veth", "peer", "name", "other"),
+        ("ip", "tuntap", "add", place.name, "mode", "tun"),
+    ):
+        await place.run(*make)
         for call in (place.ensure(), remove_interface(place.name)):
             with pytest.raises(DeviceError, match="not a WireGuard interface") as caught:
                 await call

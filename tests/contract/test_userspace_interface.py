@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from agent.errors import DeviceError
-from agent.model import DeviceConfig
 from agent.wireguard import userspace
 from agent.wireguard.interface import (
     Backend,
     ensure_interface,
     find_backend,
-    open_device,
     remove_interface,
 )
 from agent.wireguard.userspace import UserspaceDevice, socket_path
@@ -92,6 +90,19 @@ def test_after_the_program_died_the_interface_is_made_anew() -> None:
         assert inside(space, remove_interface(name)) is True
 
 
+def test_the_same_name_in_another_namespace_is_refused_and_left_alone() -> None:
+    with Network() as net:
+        one, other = net.namespace("one"), net.namespace("other")
+        name = interface_name()
+        inside(one, ensure_interface(name, "userspace"))
+        with pytest.raises(DeviceError, match="not here") as caught:
+            inside(other, ensure_interface(name, "userspace"))
+        assert caught.value.errno == errno.EEXIST
+        assert name not in other.links()
+        assert inside(one, find_backend(name)) is Backend.USERSPACE
+        assert inside(one, remove_interface(name)) is True
+
+
 def test_a_missing_program_is_named() -> None:
     with Network() as net:
         space = net.namespace("gateway")
@@ -136,22 +147,3 @@ def test_a_program_that_never_answers_is_ended(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(DeviceError, match="did not start"):
             inside(space, ensure_interface(interface_name(), "userspace", str(program)))
         assert space.pids() == []
-
-
-def test_the_same_port_is_not_set_again() -> None:
-    """Setting it makes wireguard-go bind anew, which gives a port of 0 another number."""
-    with Network() as net:
-        space = net.namespace("gateway")
-        name = interface_name()
-
-        async def ports() -> list[int]:
-            await ensure_interface(name, "userspace")
-            device = open_device(name, Backend.USERSPACE)
-            found = []
-            for _ in range(2):
-                await device.configure(DeviceConfig(listen_port=51996))
-                found.append((await device.read()).listen_port)
-            await remove_interface(name)
-            return found
-
-        assert inside(space, ports()) == [51996, 51996]
