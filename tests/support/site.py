@@ -1,0 +1,352 @@
+"""A whole site for end-to-end tests: a gateway and clients in namespaces, a real core, the real agent.
+
+The core runs in a thread of the test's process and is reached over a unix socket, which knows no
+namespaces; the agent is a process in the gateway's namespace.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from agent.control import ControlClient
+from agent.encoding import format_key
+from agent.errors import AgentError
+from agent.keys import clamp, public_key
+from agent.sandbox.admin import AdminClient
+from agent.sandbox.core import Core
+from agent.sandbox.directory import Device
+from agent.sandbox.service import CoreService, make_config
+from agent.sandbox.sessions import Session
+from tests.support.netns import Namespace, Network, interface_name
+
+T = TypeVar("T")
+PORT = 51820
+GATEWAY_ADDRESS = "10.8.0.1"
+
+
+def until(condition: Callable[[], T], timeout: float = 30.0, what: str = "it") -> T:
+    """Wait for a true value and return it; what raises AgentError is not there yet."""
+    end = time.monotonic() + timeout
+    while True:
+        with contextlib.suppress(AgentError):
+            if value := condition():
+                return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not come about in {timeout} s")
+        time.sleep(0.05)
+
+
+class CoreThread:
+    """The sandbox core on a loop of its own."""
+
+    def __init__(self, folder: Path, **members: object) -> None:
+        socket = folder / "core.sock"
+        settings: dict[str, Any] = {
+            "sessions": {"lifetime": 3600},
+            "heartbeat": 1,
+            "applied_timeout": 60,
+            **members,
+        }
+        self.service = CoreService(make_config(folder, listen=f"unix:{socket}", **settings))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="core", daemon=True)
+        self._thread.start()
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float = 120.0) -> T:
+        """Run a coroutine on the core's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+
+    def do(self, work: Callable[[Core], T]) -> T:
+        """Run a function on the core's loop, which owns its database."""
+
+        async def run() -> T:
+            return work(self.service.core)
+
+        return self.call(run())
+
+    @property
+    def admin(self) -> AdminClient:
+        return self.service.admin
+
+    def start(self) -> None:
+        self.call(self.service.start())
+
+    def kill(self) -> None:
+        self.call(self.service.kill())
+
+    def close(self) -> None:
+        self.call(self.service.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+@dataclass
+class Client:
+    """A device with its private key; ``interface`` is set once it has a tunnel."""
+
+    name: str
+    private_key: bytes
+    device: Device
+    space: Namespace | None = None
+    interface: str = ""
+    cable: str = ""
+    """The first three octets of its network with the gateway."""
+    sessions: list[str] = field(default_factory=list)
+
+    @property
+    def public_key(self) -> str:
+        return format_key(public_key(self.private_key))
+
+    @property
+    def address(self) -> str:
+        return self.device.allowed_ips[0].partition("/")[0]
+
+
+class Site:
+    """Leave the block and all of it is gone."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mfa_required: bool = True,
+        stats_interval: int = 1,
+        agent: str = "",
+        core: dict[str, object] | None = None,
+        location: dict[str, object] | None = None,
+    ) -> None:
+        """``agent`` is TOML appended to the agent's configuration, ``core`` keys of the core's."""
+        self.folder = folder
+        folder.chmod(0o700)
+        self.network = Network()
+        self.gateway = self.network.namespace("gateway")
+        self.interface = interface_name()
+        self.core = CoreThread(folder, **(core or {}))
+        self.config = folder / "agent.toml"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = folder / "agent.log"
+        self._location: dict[str, object] = {
+            "mfa_required": mfa_required,
+            "addresses": [f"{GATEWAY_ADDRESS}/16"],
+            "listen_port": PORT,
+            **(location or {}),
+        }
+        self._agent_config = agent
+        self._stats_interval = stats_interval
+
+    def __enter__(self) -> Self:
+        self.core.start()
+        self.core.call(self.core.admin.add_location("hq", **self._location))
+        token = self.folder / "token"
+        token.write_text(self.core.service.gateway_token)
+        token.chmod(0o600)
+        self.config.write_text(
+            f"""
+[interface]
+name = "{self.interface}"
+[core]
+url = "{self.core.service.gateway_url}"
+token_file = "{token}"
+poll_interval = 1
+[stats]
+interval = {self._stats_interval}
+[paths]
+state = "{self.folder}/state"
+runtime = "{self.folder}/run"
+[http]
+listen = "127.0.0.1:9586"
+[log]
+level = "debug"
+format = "json"
+{self._agent_config}
+"""
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self.log.exists():
+            print(self.log.read_text()[-6000:])
+        self.stop_agent()
+        self.network.close()
+        self.core.close()
+
+    # The agent.
+
+    def start_agent(self, *, ready: bool = True, timeout: float = 120.0) -> None:
+        """Start the agent; with ``ready``, wait until its first state is in the kernel."""
+        with self.log.open("ab") as log:
+            argv = (sys.executable, "-m", "agent", "run", "-c", str(self.config))
+            self.process = self.gateway.popen(*argv, stderr=log)
+        until(self.status, timeout, "the agent's socket")
+        if ready:
+            until(lambda: self.status()["epoch"], timeout, "the first state")
+
+    def kill_agent(self) -> None:
+        """SIGKILL."""
+        self._end_agent(signal.SIGKILL)
+
+    def stop_agent(self) -> int:
+        """SIGTERM; the exit code."""
+        return self._end_agent(signal.SIGTERM)
+
+    def _end_agent(self, number: signal.Signals) -> int:
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        process.send_signal(number)
+        try:
+            return process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    def status(self) -> dict[str, Any]:
+        """``wg-agent status --json``, without the program."""
+        if self.process is not None and self.process.poll() is not None:
+            raise RuntimeError(
+                f"the agent ended with {self.process.returncode}: {self.log.read_text()[-3000:]}"
+            )
+        return ControlClient(self.folder / "run" / f"{self.interface}.sock").status()
+
+    def peer(self, client: Client) -> dict[str, Any]:
+        """The peer's entry in the status."""
+        return next(p for p in self.status()["peers"] if p["public_key"] == client.public_key)
+
+    def end(self, client: Client) -> dict[str, Any]:
+        """``wg-agent end KEY``."""
+        raw = public_key(client.private_key)
+        return ControlClient(self.folder / "run" / f"{self.interface}.sock").end([raw])
+
+    def metrics(self) -> str:
+        """What a scrape of the agent gives."""
+        url = "http://127.0.0.1:9586/metrics"
+        fetch = f"import urllib.request as u; print(u.urlopen({url!r}, timeout=20).read().decode(), end='')"
+        return self.gateway.run("python3", "-c", fetch).stdout
+
+    def metric(self, name: str) -> float:
+        """The value of one series."""
+        lines = self.metrics().splitlines()
+        return float(next(line for line in lines if line.startswith(name + " ")).rpartition(" ")[2])
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The agent's log lines of one event."""
+        lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
+        return [line for line in lines if line.get("event") == event]
+
+    # Clients.
+
+    def add_clients(self, count: int, **members: object) -> list[Client]:
+        """Register devices at core."""
+        keys = [clamp(os.urandom(32)) for _ in range(count)]
+        wanted = [
+            {
+                "location": "hq",
+                "name": f"device-{i}",
+                "public_key": format_key(public_key(key)),
+                **members,
+            }
+            for i, key in enumerate(keys)
+        ]
+        self.core.call(self.core.admin.add_devices(wanted), timeout=600)
+        devices = {d.public_key: d for d in self.core.do(lambda core: core.directory.devices("hq"))}
+        clients = []
+        for key in keys:
+            device = devices[format_key(public_key(key))]
+            clients.append(Client(device.name, key, device))
+        return clients
+
+    def add_strangers(self, count: int, *, lifetime: float = 0) -> set[str]:
+        """Register devices that nobody has the private key of, each with a session; their keys."""
+        keys = [format_key(os.urandom(32)) for _ in range(count)]
+        wanted = [{"location": "hq", "name": f"stranger-{i}", "public_key": k} for i, k in enumerate(keys)]
+        self.core.call(self.core.admin.add_devices(wanted), timeout=600)
+
+        def grant(core: Core) -> None:
+            location = core.directory.location("hq")
+            with core.store.transaction():
+                for device in core.directory.devices("hq"):
+                    if device.name.startswith("stranger-"):
+                        core.sessions.grant(device, location, "totp", core.clock(), lifetime=lifetime)
+
+        self.core.do(grant)
+        return set(keys)
+
+    def grant(self, client: Client, lifetime: float = 0) -> tuple[Session, str]:
+        """Grant a session; returns it and its PSK in base64, once the agent has it in the kernel."""
+
+        async def grant() -> Session:
+            core = self.core.service.core
+            location = core.directory.location("hq")
+            return await core.grant(client.device, location, "totp", lifetime=lifetime)
+
+        session = self.core.call(grant())
+        client.sessions.append(session.id)
+        assert session.preshared_key is not None
+        return session, format_key(session.preshared_key)
+
+    def attach(self, client: Client) -> None:
+        """Give the client a namespace of its own, cabled to the gateway, and an interface."""
+        number = self.core.do(lambda core: core.directory.devices("hq")).index(client.device) % 200 + 1
+        client.space = self.network.namespace(f"client{number}")
+        client.cable = f"10.200.{number}"
+        self.network.link(self.gateway, f"{client.cable}.1/24", client.space, f"{client.cable}.2/24")
+        client.interface = interface_name()
+        self._make_wireguard(client)
+        client.space.run(
+            "wg", "set", client.interface, "private-key", "/dev/stdin", stdin=format_key(client.private_key)
+        )
+        client.space.ip("address", "add", f"{client.address}/16", "dev", client.interface)
+        client.space.ip("link", "set", client.interface, "up")
+
+    def _make_wireguard(self, client: Client) -> None:
+        assert client.space is not None
+        made = client.space.run("ip", "link", "add", client.interface, "type", "wireguard", check=False)
+        if made.returncode:
+            client.space.run("wireguard-go", client.interface)
+
+    def connect(self, client: Client, psk: str = "") -> None:
+        """The client begins anew with this PSK, or without one, as after an authentication."""
+        assert client.space is not None
+        server = self._server()
+        client.space.run("wg", "set", client.interface, "peer", server, "remove")
+        client.space.run(
+            "wg",
+            *("set", client.interface, "peer", server),
+            *(("preshared-key", "/dev/stdin") if psk else ()),
+            *("endpoint", f"{client.cable}.1:{PORT}"),
+            *("allowed-ips", "10.8.0.0/16", "persistent-keepalive", "1"),
+            stdin=psk,
+        )
+
+    def use_psk(self, client: Client, psk: str) -> None:
+        """The client takes a new PSK, as it does on a renewal: live keys stay."""
+        assert client.space is not None
+        argv = ("wg", "set", client.interface, "peer", self._server(), "preshared-key", "/dev/stdin")
+        client.space.run(*argv, stdin=psk)
+
+    def _server(self) -> str:
+        return self.gateway.run("wg", "show", self.interface, "public-key").stdout.strip()
+
+    def shown(self) -> dict[str, dict[str, Any]]:
+        """``wg show dump`` of the gateway, by public key."""
+        rows = self.gateway.run("wg", "show", self.interface, "dump").stdout.splitlines()[1:]
+        names = ("preshared_key", "endpoint", "allowed_ips", "handshake", "rx", "tx", "keepalive")
+        return {row.split("\t")[0]: dict(zip(names, row.split("\t")[1:], strict=True)) for row in rows}
