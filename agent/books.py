@@ -6,15 +6,24 @@ The journal's calls block on the disk, so they run in a thread of their own, one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
 from agent.errors import JournalError
 from agent.journal import Contact, Entry, Journal, Loaded
-from agent.model import InterfaceAddress, Now, PublicKey, SessionEnd
+from agent.model import (
+    InterfaceAddress,
+    InterfaceSettings,
+    Location,
+    Now,
+    PublicKey,
+    SessionEnd,
+    SessionPolicy,
+)
 from agent.state import State
 
 _log = structlog.get_logger(__name__)
@@ -22,6 +31,12 @@ _T = TypeVar("_T")
 
 _CONTACT_EVERY: Final = 10.0
 """Seconds between two records of the last contact with core, when nothing else is written."""
+
+PATIENCE: Final = 10.0
+"""Seconds that the disk may take for one call: deadlines do not wait for one that hangs."""
+_PER_ROW: Final = 0.001
+_SILENT: Final = "the journal's disk does not answer"
+_REMEDY: Final = "no new session is admitted until it does"
 
 
 class Books:
@@ -35,8 +50,13 @@ class Books:
         self._journal = journal
         self._state = state
         self._disk = ThreadPoolExecutor(1, "journal")
+        self._hanging: asyncio.Future[Any] | None = None
         self._known: set[str] = set()
         self._contact_at = 0.0
+        self._loaded = False
+        self._place: tuple[Location, InterfaceSettings, SessionPolicy] | None = None
+        self._traffic_due: set[PublicKey] = set()
+        self._addresses_due: tuple[InterfaceAddress, ...] | None = None
 
     async def load(self, now: Now) -> Loaded | None:
         """Read the journal into the state; None if it can't be read."""
@@ -46,10 +66,11 @@ class Books:
         except JournalError as error:
             self._failed(error)
             return None
+        self._loaded = True
         if self._journal.set_aside is not None:
             _log.error("journal unreadable, set aside", path=str(self._journal.set_aside))
-        self._state.restore(loaded.restored)
         self._state.traffic.restore(loaded.traffic)
+        self._state.restore(loaded.restored, now)
         self._known = {session.id for session, _ in loaded.restored.sessions}
         if loaded.contact is not None:
             self.heard = loaded.contact
@@ -68,58 +89,102 @@ class Books:
         refused = state.roster.refused
         return [k for k in keys if state.sessions[k].id not in self._known and k not in refused]
 
-    async def after_kernel(self, now: Now, *, listed: bool, pulled: bool) -> tuple[SessionEnd, ...]:
-        """Journal what ended and, if ``listed``, core's list; return the ends that are journalled now."""
+    async def after_kernel(
+        self, now: Now, *, pulled: bool, except_for: Collection[PublicKey]
+    ) -> tuple[SessionEnd, ...]:
+        """Journal what ended and what core lists now; return the ends that are journalled now.
+
+        Ends of the peers in ``except_for``, which are still on the interface, wait for another time.
+        """
         state = self._state
-        ended, ends = state.roster.ended, tuple(state.ends)
+        ended = state.roster.ended
+        ends = tuple(end for end in state.ends if end.public_key not in except_for)
         entry = Entry(ends=[(end, ended.get(end.session_id, end.ended_at)) for end in ends])
-        if state.relisted or listed:
-            peers = (state.roster.peers.get(key) for key in state.relisted)
-            entry.peers = [peer for peer in peers if peer is not None and peer.fault is None]
-            entry.unlisted = [key for key in state.relisted if key not in state.roster.peers]
-            if state.location is not None:
-                entry.location = (state.location, state.interface, state.session_policy)
+        # Signs of life and lowered ceilings, which no plan has carried to the journal.
+        keys = [k for k in state.to_journal if k in state.sessions and state.sessions[k].id in self._known]
+        entry.sessions = [(state.sessions[key], state.liveness.get(key)) for key in keys]
+        peers = (state.roster.peers.get(key) for key in state.relisted)
+        entry.peers = [peer for peer in peers if peer is not None]
+        entry.unlisted = [key for key in state.relisted if key not in state.roster.peers]
+        place = None
+        if state.epoch is not None and state.location is not None:
+            place = (state.location, state.interface, state.session_policy)
+            if place != self._place:
+                entry.location = place
         if pulled:
             entry.forgotten = state.forget_ended(now)
+        entry.addresses = self._addresses_due
         if self.heard.boot is not None and (entry or now.boot - self._contact_at >= _CONTACT_EVERY):
             entry.contact = Now(self.heard.boot, self.heard.wall)
         if not await self.write(entry):
             return ()
         if entry.contact is not None:
             self._contact_at = now.boot
-        self._known.difference_update(end.session_id for end in ends)
+        for key in keys:
+            state.to_journal.pop(key, None)
+        self._place, self._addresses_due = place, None
         state.relisted.clear()
-        del state.ends[: len(ends)]
+        if ends:
+            done = {end.session_id for end in ends}
+            self._known -= done
+            state.ends[:] = [end for end in state.ends if end.session_id not in done]
         return ends
 
     async def observed(self, keys: Iterable[PublicKey]) -> bool:
-        """Journal the traffic of these peers, so that no later report can be behind an earlier one."""
-        return await self.write(Entry(traffic=[(key, self._state.traffic.get(key)) for key in keys]))
+        """Journal the traffic of these peers, so that no later report can be behind an earlier one.
 
-    async def addresses(self, addresses: tuple[InterfaceAddress, ...]) -> bool:
+        What could not be written is written with the next ones.
+        """
+        self._traffic_due.update(keys)
+        traffic = self._state.traffic
+        if not await self.write(Entry(traffic=[(key, traffic.get(key)) for key in self._traffic_due])):
+            return False
+        self._traffic_due.clear()
+        return True
+
+    async def addresses(self, addresses: tuple[InterfaceAddress, ...]) -> None:
         """Journal which addresses of the interface are the agent's."""
-        return await self.write(Entry(addresses=addresses))
+        self._addresses_due = addresses
+        if await self.write(Entry(addresses=addresses)):
+            self._addresses_due = None
 
     async def reported(self, ends: Sequence[SessionEnd]) -> None:
         """Core has taken these ends; raises JournalError if that can't be remembered."""
         entry = Entry(reported=[end.session_id for end in ends])
         await self._in_thread(lambda: self._journal.write(entry))
 
-    async def retry(self, now: Now) -> bool:
-        """After a failure: whether the journal can be written again."""
-        return not self.ok and await self.write(Entry(contact=now))
+    async def retry(self) -> tuple[SessionEnd, ...] | None:
+        """After a failure: None if the journal still can't be written.
+
+        Else the ends it held, if it could not be read at the start: the ids that it knows to be dead
+        are dead from now on.
+        """
+        ends: tuple[SessionEnd, ...] = ()
+        if not self._loaded:
+            try:
+                loaded = await self._in_thread(self._journal.load)
+            except JournalError:
+                return None
+            self._loaded = True
+            self._state.roster.ended.update(loaded.restored.ended)
+            ends = loaded.ends
+        return ends if await self.write(Entry(probe=True)) else None
 
     async def close(self) -> None:
-        """Close the journal."""
-        await self._in_thread(self._journal.close)
-        self._disk.shutdown()
+        """Record the last contact with core and close the journal."""
+        if self.heard.boot is not None:
+            await self.write(Entry(contact=Now(self.heard.boot, self.heard.wall)))
+        with contextlib.suppress(JournalError):
+            await self._in_thread(self._journal.close)
+        self._disk.shutdown(wait=False, cancel_futures=True)
 
     async def write(self, entry: Entry) -> bool:
         """Write an entry; False, and logged once, if that can't be done."""
         if not entry:
             return True
         try:
-            await self._in_thread(lambda: self._journal.write(entry))
+            rows = len(entry.sessions) + len(entry.ends) + len(entry.traffic) + len(entry.peers)
+            await self._in_thread(lambda: self._journal.write(entry), PATIENCE + _PER_ROW * rows)
         except JournalError as error:
             self._failed(error)
             return False
@@ -133,5 +198,19 @@ class Books:
             _log.error("journal can't be used", error=error.message, hint=error.hint)
         self.ok = False
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+    async def _in_thread(self, work: Callable[[], _T], patience: float | None = None) -> _T:
+        """Do it in the journal's thread; raises JournalError if the disk takes too long.
+
+        A call that hangs goes on in its thread and may still be carried out, which is harmless: all
+        that is written later is written over it. Until then nothing waits for the disk again.
+        """
+        if self._hanging is not None and not self._hanging.done():
+            raise JournalError(_SILENT, _REMEDY)
+        self._hanging = None
+        future = asyncio.get_running_loop().run_in_executor(self._disk, work)
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), patience or PATIENCE)
+        except TimeoutError:
+            self._hanging = future
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise JournalError(_SILENT, _REMEDY) from None

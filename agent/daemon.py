@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+import ssl
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
+from starlette.types import ASGIApp
 
 from agent import __version__, clock, log, overview
 from agent.config import Config, reload_differences
@@ -77,6 +79,14 @@ def limits_of(config: Config) -> Limits:
     return Limits(sessions.max_lifetime, sessions.idle_timeout, sessions.connect_timeout)
 
 
+class _Listener(NamedTuple):
+    """A bound socket, and what is served on it."""
+
+    app: ASGIApp
+    sock: socket.socket
+    tls: ssl.SSLContext | None = None
+
+
 class _Daemon:
     def __init__(
         self, config: Config, secrets: Secrets, private_key: bytes, load: Callable[[], Config]
@@ -116,7 +126,12 @@ class _Daemon:
             timeout=core.timeout,
         )
         self._sync = CoreSync(self._client, self._reconciler, poll_interval=core.poll_interval)
-        self._reporter = Reporter(self._client, self._reconciler.reports, started_at=clock.read().wall)
+        self._reporter = Reporter(
+            self._client,
+            self._reconciler.reports,
+            started_at=clock.read().wall,
+            accepted=self._sync.core_found,
+        )
         self._timers = Timers(self._reconciler, config.stats.interval, self._alive)
 
     async def run(self) -> None:
@@ -129,13 +144,15 @@ class _Daemon:
             await self._reconciler.start()
             await self._work(listeners)
         finally:
+            for _, sock, _ in listeners:
+                sock.close()
             self._notifier.stopping()
             await self._client.close()
             await self._reconciler.stop()
             self._notifier.close()
             _log.info("stopped, tunnels stay up")
 
-    async def _work(self, listeners: list[Coroutine[Any, Any, None]]) -> None:
+    async def _work(self, listeners: Sequence[_Listener]) -> None:
         """Run everything until told to stop; a part that fails takes the agent down with it."""
         reconciling = asyncio.create_task(self._reconciler.run(), name="reconciler")
         try:
@@ -146,7 +163,7 @@ class _Daemon:
                     tasks.create_task(self._reporter.run(), name="core: reports"),
                     tasks.create_task(self._become_ready(), name="ready"),
                     tasks.create_task(_ended(reconciling), name="reconciler's end"),
-                    *(tasks.create_task(listener) for listener in listeners),
+                    *(tasks.create_task(serve(app, sock, tls=tls)) for app, sock, tls in listeners),
                 ]
                 await self._stop.wait()
                 self._notifier.stopping("stopping")
@@ -195,13 +212,13 @@ class _Daemon:
         self._reconciler.refresh_metrics()
         return await self._metrics.render()
 
-    def _listeners(self) -> list[Coroutine[Any, Any, None]]:
-        """Bind all sockets, so that a port that is taken ends the start; return what serves them."""
+    def _listeners(self) -> list[_Listener]:
+        """Bind all sockets, so that a port that is taken ends the start."""
         config = self._config
-        bound: list[tuple[Any, socket.socket, Any]] = []
+        bound: list[_Listener] = []
         own = own_app(self._render, CONTENT_TYPE, self._is_healthy, self._is_ready)
-        bound.append((own, bind(config.http.listen, "http.listen"), None))
-        bound.append((control_app(self._reconciler), bind_control(config.control_socket), None))
+        bound.append(_Listener(own, bind(config.http.listen, "http.listen")))
+        bound.append(_Listener(control_app(self._reconciler), bind_control(config.control_socket)))
         push = config.push
         if self._secrets.push_secret is not None:
             app = push_app(
@@ -213,14 +230,15 @@ class _Daemon:
             tls = None
             if push.tls_cert_file is not None and push.tls_key_file is not None:
                 tls = tls_context(push.tls_cert_file, push.tls_key_file, push.client_ca_file)
-            bound.append((app, bind(push.listen, "push.listen"), tls))
-        for _, sock, _ in bound:
-            _log.info("listening", address=_shown(sock))
-        return [serve(app, sock, tls=tls) for app, sock, tls in bound]
+            bound.append(_Listener(app, bind(push.listen, "push.listen"), tls))
+        for listener in bound:
+            _log.info("listening", address=_shown(listener.sock))
+        return bound
 
     def _reload(self) -> None:
         """SIGHUP: take what can change live, and say what can't."""
-        self._notifier.reloading()
+        if self._ready:
+            self._notifier.reloading()
         try:
             new = self._load()
         except ConfigError as error:
@@ -233,7 +251,9 @@ class _Daemon:
             )
             self._take_live()
             _log.info("configuration reloaded", changed=sorted(live), needs_restart=needs_restart)
-        self._notifier.ready(self._status_line())
+        if self._ready:
+            # The end of the reload; before the start is done it would be taken for that.
+            self._notifier.ready(self._status_line())
 
     def _take_live(self) -> None:
         config = self._config

@@ -24,6 +24,7 @@ import msgspec
 from agent.encoding import parse_prefix
 from agent.errors import JournalError
 from agent.model import (
+    KEY_SIZE,
     EndReason,
     InterfaceAddress,
     InterfaceSettings,
@@ -32,6 +33,7 @@ from agent.model import (
     Peer,
     Prefix,
     PublicKey,
+    Refusal,
     SessionEnd,
     SessionPolicy,
 )
@@ -59,7 +61,7 @@ CREATE TABLE traffic (
 ) WITHOUT ROWID;
 CREATE TABLE peers (
   public_key BLOB PRIMARY KEY, name TEXT, allowed_ips TEXT, persistent_keepalive INTEGER,
-  mfa_exempt INTEGER, has_preshared_key INTEGER
+  mfa_exempt INTEGER, has_preshared_key INTEGER, fault TEXT
 ) WITHOUT ROWID;
 """
 
@@ -101,9 +103,11 @@ class Entry:
     """Dead ids that need not be remembered any longer."""
     reported: list[str] = field(default_factory=list)
     """Ids of ends that core has acknowledged."""
+    probe: bool = False
+    """Write something even if there is nothing to say, to see whether that works."""
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) for name in self.__slots__)
+        return self.addresses is not None or any(getattr(self, name) for name in self.__slots__)
 
 
 class Journal:
@@ -128,9 +132,7 @@ class Journal:
             with self._faults():
                 return self._load(self._open())
         except JournalError as error:
-            if not isinstance(error.__cause__, sqlite3.DatabaseError) or isinstance(
-                error.__cause__, sqlite3.OperationalError
-            ):
+            if not _is_corruption(error.__cause__):
                 raise
         except (ValueError, msgspec.DecodeError):
             pass
@@ -211,7 +213,7 @@ class Journal:
             session_policy=policy,
             peers=tuple(_peer(row) for row in rows("SELECT * FROM peers")),
             sessions=tuple(self._session(row) for row in rows("SELECT * FROM sessions")),
-            ended=tuple(rows("SELECT id, granted_at FROM ended")),
+            ended=tuple(_check(row, (str, float)) for row in rows("SELECT id, granted_at FROM ended")),
         )
         ends = rows(
             "SELECT id, public_key, reason, ended_at, latest_handshake, rx_bytes, tx_bytes"
@@ -224,8 +226,8 @@ class Journal:
         addresses = msgspec.json.decode(meta.get("addresses", "[]"), type=list[tuple[bytes, int]])
         return Loaded(
             restored=restored,
-            traffic=tuple((row[0], Traffic(*row[1:])) for row in rows("SELECT * FROM traffic")),
-            ends=tuple(SessionEnd(row[0], row[1], EndReason(row[2]), *row[3:]) for row in ends),
+            traffic=tuple(_traffic(row) for row in rows("SELECT * FROM traffic")),
+            ends=tuple(_end(row) for row in ends),
             contact=contact,
             addresses=tuple(InterfaceAddress(*address) for address in addresses),
         )
@@ -233,6 +235,8 @@ class Journal:
     def _session(self, row: Sequence[Any]) -> tuple[Session, Liveness | None]:
         """A session's row; what was counted in another boot's time is void."""
         (id_, key, digest, granted_at, expires_at, ends_at, boot_id, boot, wall, in_use, rx, tx, *life) = row
+        _check(row, (str, bytes, bytes, float, float, float, str, float | None, float, int, int, int))
+        _check(life, (float | None,) * 4)
         same_boot = boot_id == self._boot_id
         session = Session(
             id=id_,
@@ -292,13 +296,15 @@ class Journal:
         if entry.unlisted:
             many("DELETE FROM peers WHERE public_key = ?", ((key,) for key in entry.unlisted))
         if entry.peers:
-            many("INSERT OR REPLACE INTO peers VALUES (?, ?, ?, ?, ?, ?)", map(_peer_row, entry.peers))
+            many("INSERT OR REPLACE INTO peers VALUES (?, ?, ?, ?, ?, ?, ?)", map(_peer_row, entry.peers))
         if entry.location is not None:
             remember("location", msgspec.json.encode(entry.location))
         if entry.contact is not None:
             remember("contact", msgspec.json.encode((self._boot_id, *entry.contact)))
         if entry.addresses is not None:
             remember("addresses", msgspec.json.encode([tuple(address) for address in entry.addresses]))
+        if entry.probe:
+            remember("probe", b"")
         if entry.forgotten:
             many("DELETE FROM ended WHERE id = ?", ((id_,) for id_ in entry.forgotten))
         if entry.reported:
@@ -330,6 +336,34 @@ class Journal:
         )
 
 
+def _is_corruption(cause: BaseException | None) -> bool:
+    """Whether the file itself is at fault, and not what is around it (a full disk, a lock, rights)."""
+    if isinstance(cause, sqlite3.OperationalError):
+        # Tables that are not there; text that is none has no code at all.
+        return getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR
+    return isinstance(cause, sqlite3.DatabaseError)
+
+
+def _check(row: Sequence[Any], kinds: Sequence[Any]) -> Any:
+    """Return the row; ValueError if it does not hold what was written: SQLite has no checksums."""
+    for value, kind in zip(row, kinds, strict=False):
+        if not isinstance(value, kind) or (kind is bytes and len(value) != KEY_SIZE):
+            raise ValueError("a row of the journal is damaged")
+    return row
+
+
+def _end(row: Sequence[Any]) -> SessionEnd:
+    id_, key, reason, ended_at, latest_handshake, rx, tx = _check(
+        row, (str, bytes, str, float, float, int, int)
+    )
+    return SessionEnd(id_, key, EndReason(reason), ended_at, latest_handshake, rx, tx)
+
+
+def _traffic(row: Sequence[Any]) -> tuple[PublicKey, Traffic]:
+    key, *counters = _check(row, (bytes, int, int, int, int, float))
+    return key, Traffic(*counters)
+
+
 def _peer_row(peer: Peer) -> tuple[Any, ...]:
     prefixes = " ".join(map(str, peer.allowed_ips))
     has_preshared_key = peer.preshared_key is not None or peer.static_key_unknown
@@ -340,11 +374,14 @@ def _peer_row(peer: Peer) -> tuple[Any, ...]:
         peer.persistent_keepalive,
         peer.mfa_exempt,
         has_preshared_key,
+        peer.fault or peer.session_fault,
     )
 
 
 def _peer(row: Sequence[Any]) -> Peer:
-    key, name, prefixes, keepalive, mfa_exempt, has_preshared_key = row
+    key, name, prefixes, keepalive, mfa_exempt, has_preshared_key, fault = _check(
+        row, (bytes, str, str, int, int, int, str | None)
+    )
     allowed_ips: tuple[Prefix, ...] = tuple(parse_prefix(text) for text in prefixes.split())
     return Peer(
         public_key=key,
@@ -352,5 +389,6 @@ def _peer(row: Sequence[Any]) -> Peer:
         name=name,
         persistent_keepalive=keepalive,
         mfa_exempt=bool(mfa_exempt),
+        fault=None if fault is None else Refusal(fault),
         static_key_unknown=bool(has_preshared_key),
     )

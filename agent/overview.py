@@ -77,8 +77,13 @@ def counts(state: State, mirror: Mirror) -> tuple[Counter[str], Counter[Refusal]
     """How many peers are in each state, and how many are refused for each reason."""
     by_reason = Counter(state.roster.refused.values())
     by_reason.update(peer.reason for peer in state.roster.unreadable)
-    refused = len(state.roster.refused)
-    up = sum(1 for k in state.roster.peers if (h := mirror.peers.get(k)) is not None and h.tenure != CUT)
+    among = state.roster.refused
+    refused = len(among)
+    up = sum(
+        1
+        for key in state.roster.peers
+        if key not in among and (held := mirror.peers.get(key)) is not None and held.tenure != CUT
+    )
     waiting = len(state.roster.peers) - refused - up
     refused += len(state.roster.unreadable)
     return Counter({"up": up, "waiting": waiting, "refused": refused}), by_reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
@@ -29,9 +29,10 @@ from agent.model import (
     ObservedDevice,
     PublicKey,
     Refusal,
+    RemovePeer,
     Snapshot,
 )
-from agent.plan import Drift, DriftKind, make_plan
+from agent.plan import Drift, DriftKind, Plan, make_plan
 from agent.ports import Link, Outcome
 from agent.reporting import Reporting
 from agent.sessions import Limits
@@ -89,24 +90,23 @@ class _Configure:
 
 
 @dataclass(slots=True)
-class _Ask:
-    """A question that is answered from a state at rest."""
+class _Plan:
+    """What would a reconcile change now."""
 
-    answer_it: Callable[[], dict[str, Any]]
     answer: asyncio.Future[dict[str, Any]]
 
 
-_Item = _Pulled | _Changes | _Tick | _Observe | _Reap | _End | _Configure | _Ask
+_Item = _Pulled | _Changes | _Tick | _Observe | _Reap | _End | _Configure | _Plan
 
 
 @dataclass(slots=True)
 class _Step:
     """What one step has taken in."""
 
-    items: Sequence[_Item] = ()
-    pulled: bool = False
-    changed: bool = False
-    waiting: list[_Pulled | _Changes | _End | _Ask] = field(default_factory=list)
+    items: list[_Item]
+    waiting: list[_Pulled | _Changes | _End] = field(default_factory=list)
+    not_seen: DeviceError | None = None
+    """What a look at the interface came to, if it failed."""
 
 
 class Reconciler:
@@ -135,8 +135,7 @@ class Reconciler:
         self.core_lost_grace = core_lost_grace
         self.core_connected = False
         self.core_error = ""
-        self.expiry_late = False
-        self.writer = Writer(lambda: link.device)
+        self.writer = Writer(lambda: link.device, state.traffic.added)
         self._books = Books(journal, state)
         self.reports = Reporting(state, read_clock, self._books.reported)
         self._interface = interface
@@ -148,7 +147,15 @@ class Reconciler:
         self._fence = Fence()
         self._core_lost = False
         self._settings: InterfaceSettings | None = None
+        self._made = False
         self._up = False
+        self._behind = False
+        """Whether the mirror may be behind the device: what differs then is no drift."""
+        self._stuck: set[PublicKey] = set()
+        """Peers that the device did not remove: tried again, each by itself, at each step."""
+        self._pulled = False
+        self._changed = False
+        """What has been taken in and is not known to be in the kernel."""
         self._broken = ""
         self._finished = False
         self._moved = asyncio.Event()
@@ -195,6 +202,12 @@ class Reconciler:
         _log.warning("core sent something invalid", error=str(error))
         self._metrics.core_invalid.inc()
 
+    @property
+    def expiry_late(self) -> bool:
+        """Whether a session past its deadline is still on the interface."""
+        now = self._clock()
+        return any(-deadline.remaining(now) > LATE for deadline in self.state.overdue)
+
     # The daemon's timers.
 
     def tick(self, done: Callable[[], None] = lambda: None) -> None:
@@ -236,12 +249,8 @@ class Reconciler:
 
     async def plan(self) -> dict[str, Any]:
         """Read the interface and return what a reconcile would change now, changing nothing."""
-        device = await self._link.device.read()
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        mirror = self.writer.mirror
-        self._queue.put_nowait(
-            _Ask(lambda: overview.plan(self._interface, self.state, mirror, device, self._clock()), answer)
-        )
+        self._queue.put_nowait(_Plan(answer))
         return await answer
 
     async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
@@ -269,14 +278,13 @@ class Reconciler:
             self.reports.ended(loaded.ends)
             self._link.addresses = loaded.addresses
         state.tick(self._clock())
-        made = await self._link.ensure()
-        if made:
-            state.traffic.interface_made()
-        await self._configure_link(state.interface)
+        await self._ensure()
+        if self._knows_settings:
+            await self._configure_link(state.interface)
         device = await self._link.device.read()
         self.writer.mirror.observe(device)
         state.adopt(device)
-        state.observe(device, self._clock())
+        await self._books.observed(state.observe(device, self._clock()))
         await self._step(())
         adopted = sum(session.preshared_key is not None for session in state.sessions.values())
         _log.info("started", peers_found=len(device.peers), sessions_adopted=adopted)
@@ -302,9 +310,11 @@ class Reconciler:
     # One step: take the events, make the interface follow, answer.
 
     async def _step(self, items: Sequence[_Item]) -> None:
-        step = _Step(items)
+        step = _Step(list(items))
         try:
-            if await self._books.retry(self._clock()):
+            ends = await self._books.retry() if not self._books.ok else None
+            if ends is not None:
+                self.reports.ended(ends)
                 self.state.unblock(self._clock())
             for item in items:
                 await self._take(item, step)
@@ -313,59 +323,79 @@ class Reconciler:
             self._check_core_lost(now)
             await self._reconcile(step)
         except AgentError as error:
-            if str(error) != self._broken:
-                _log.error("reconcile failed, tried again at each tick", error=str(error))
-            self._broken = str(error)
+            self._behind = True
+            self._note_broken(error)
             self._fail(step, error)
         else:
-            self._broken = ""
+            self._note_broken(step.not_seen)
             self._answer(step)
-        now = self._clock()
-        self.expiry_late = any(-deadline.remaining(now) > LATE for deadline in self.state.overdue)
         self._metrics.sessions_active.set(len(self.state.sessions))
         self._metrics.reap_backlog.set(len(self.writer.to_reap))
         self._moved.set()
-        for item in items:
+        for item in step.items:
             if isinstance(item, _Tick):
                 item.done()
+
+    def _note_broken(self, error: AgentError | None) -> None:
+        if error is not None and str(error) != self._broken:
+            _log.error("reconcile failed, tried again at each tick", error=str(error))
+        self._broken = "" if error is None else str(error)
 
     async def _take(self, item: _Item, step: _Step) -> None:
         match item:
             case _Pulled(snapshot):
                 step.waiting.append(item)
-                self._take_snapshot(item, snapshot, step)
+                self._take_snapshot(item, snapshot)
             case _Changes(changes):
                 step.waiting.append(item)
-                item.verdict = self._take_changes(changes, step)
+                item.verdict = self._take_changes(changes)
                 if item.verdict is Verdict.PULL:
                     self.pull_wanted.set()
             case _Observe():
-                await self._look()
+                try:
+                    await self._look()
+                except DeviceError as error:
+                    # Whatever else there is to do does not wait for the interface to be readable.
+                    step.not_seen = error
             case _End(keys):
                 step.waiting.append(item)
                 item.ended = self.state.end(keys, self._clock())
             case _Configure(limits):
                 self.state.configure(limits, self._clock())
-            case _Ask():
-                step.waiting.append(item)
+            case _Plan(answer):
+                await self._answer_plan(answer)
             case _Tick() | _Reap():
                 pass
             case _:
                 assert_never(item)
 
-    def _take_snapshot(self, pulled: _Pulled, snapshot: Snapshot, step: _Step) -> None:
+    async def _answer_plan(self, answer: asyncio.Future[dict[str, Any]]) -> None:
+        try:
+            device = await self._link.device.read()
+        except DeviceError as error:
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                mirror = self.writer.mirror
+                answer.set_result(overview.plan(self._interface, self.state, mirror, device, self._clock()))
+
+    def _take_snapshot(self, pulled: _Pulled, snapshot: Snapshot) -> None:
         try:
             pulled.verdict = self._fence.judge_snapshot(snapshot)
         except InvalidMessage as error:
-            pulled.answer.set_exception(error)
+            if not pulled.answer.done():
+                pulled.answer.set_exception(error)
             return
         if pulled.verdict is not Verdict.APPLIED:
             return
+        # Said here as well, so that whoever waits for the first state does not find core unreachable.
+        self.core_answered()
         state, now = self.state, self._clock()
         state.load(snapshot, now)
         self._fence.advance(snapshot.epoch, snapshot.revision, now)
         self._metrics.clock_skew.set(now.wall - state.core_time(now))
-        step.pulled = True
+        self._pulled = True
         _log.info(
             "state pulled",
             position=str(self.position),
@@ -374,7 +404,7 @@ class Reconciler:
             refused=len(state.roster.refused) + len(snapshot.unreadable),
         )
 
-    def _take_changes(self, changes: Sequence[Change], step: _Step) -> Verdict:
+    def _take_changes(self, changes: Sequence[Change]) -> Verdict:
         """Apply what fits; one that does not ends it, since nothing after it can."""
         applied = Verdict.HELD
         for change in changes:
@@ -392,7 +422,7 @@ class Reconciler:
                 return verdict
             self._fence.advance(change.epoch, change.revision, now)
             audit.changed(change)
-            step.changed = True
+            self._changed = True
             applied = verdict
         return applied
 
@@ -407,11 +437,13 @@ class Reconciler:
             return
         now = self._clock()
         drift, again = self.writer.mirror.observe(device)
-        of_the_device = list(self._device_drift(device))
-        for difference in (*drift, *of_the_device):
+        of_the_device = [] if self._settings is None else list(self._device_drift(device))
+        for difference in of_the_device if self._behind else (*drift, *of_the_device):
             self._note_drift(difference)
+        self._behind = False
         if of_the_device:
-            self._settings = None
+            # Perhaps another interface of this name, which is down.
+            self._settings, self._up = None, False
         changed = self.state.observe(device, now)
         self.state.dirty |= again
         self.state.unblock(now)
@@ -429,14 +461,25 @@ class Reconciler:
             yield Drift(DriftKind.FWMARK, None, f"has {device.fwmark:#x} instead of {fwmark:#x}")
 
     async def _make_interface_again(self, error: DeviceError) -> None:
-        self._note_drift(Drift(DriftKind.INTERFACE, None, str(error)))
+        if self._up:
+            self._note_drift(Drift(DriftKind.INTERFACE, None, str(error)))
         self._settings, self._up = None, False
-        if await self._link.ensure():
-            self.state.traffic.interface_made()
+        await self._ensure()
         await self._configure_link(self.state.interface)
         self.writer.mirror.observe(await self._link.device.read())
         self.writer.reconsider()
+        self._behind = False
         self.state.dirty.update(self.state.roster.peers, self.writer.mirror.peers)
+
+    async def _ensure(self) -> None:
+        if await self._link.ensure():
+            self._made = True
+            self.state.traffic.interface_made()
+
+    @property
+    def _knows_settings(self) -> bool:
+        """An interface that was found is not touched while nobody has said what it should be like."""
+        return self._made or self.state.location is not None
 
     async def _configure_link(self, settings: InterfaceSettings) -> None:
         before = self._link.addresses
@@ -448,15 +491,16 @@ class Reconciler:
 
     async def _reconcile(self, step: _Step) -> None:
         """Make the interface follow the state; raises DeviceError if it will not."""
-        state, writer = self.state, self.writer
+        state = self.state
         started, did_something, failures = clock.monotonic(), False, 0
         while True:
             try:
-                if self._settings != state.interface:
+                await self._retry_stuck()
+                if self._settings != state.interface and self._knows_settings:
                     await self._configure_link(state.interface)
                 while state.dirty:
-                    did_something |= await self._follow(one_by_one=failures >= ROUNDS)
-                if not self._up:
+                    did_something |= await self._follow(step, one_by_one=failures >= ROUNDS)
+                if not self._up and self._knows_settings:
                     await self._link.bring_up()
                     self._up = True
                 break
@@ -466,18 +510,38 @@ class Reconciler:
                     raise
                 _log.warning("the device failed, reading it again", error=str(error), failures=failures)
                 await self._read_again(error)
-        await self._keep_books(step)
-        if await writer.reap():
-            self._queue.put_nowait(_Reap())
+        await self._keep_books()
+        await self._reap()
         if did_something:
             self._metrics.apply_seconds.observe(clock.monotonic() - started)
 
-    async def _follow(self, *, one_by_one: bool) -> bool:
+    async def _reap(self) -> None:
+        try:
+            more = await self.writer.reap()
+        except DeviceError as error:
+            await self._read_again(error)
+        else:
+            if more:
+                self._queue.put_nowait(_Reap())
+
+    async def _retry_stuck(self) -> None:
+        for key in list(self._stuck):
+            try:
+                await self.writer.apply([RemovePeer(key)], {})
+            except DeviceError as error:
+                if error.errno == errno.ENODEV:
+                    self._stuck.clear()
+                    raise
+            else:
+                self._stuck.discard(key)
+                self.state.dirty.add(key)
+
+    async def _follow(self, step: _Step, *, one_by_one: bool) -> bool:
         """Plan for the dirty peers and carry it out; what turns up meanwhile is dirty again."""
         state, writer = self.state, self.writer
         now = self._clock()
         state.tick(now)
-        dirty, state.dirty = state.dirty, set()
+        dirty, state.dirty = state.dirty - self._stuck, set()
         plan = make_plan(((key, state.wanted(key, now)) for key in dirty), writer.mirror)
         try:
             for add in plan.adds:
@@ -489,28 +553,59 @@ class Reconciler:
                 state.block(unjournalled, Refusal.NOT_JOURNALLED)
                 state.dirty |= dirty
                 return False
+
+            async def between() -> bool:
+                return await self._may_go_on(step)
+
             if one_by_one:
-                self._block(await writer.one_by_one(plan))
-            elif not await writer.carry_out(plan, self._nothing_is_due):
+                await self._carry_out_one_by_one(plan, dirty, between)
+            elif not await writer.carry_out(plan, between):
                 state.dirty |= dirty
         except BaseException:
             state.dirty |= dirty
             raise
         return bool(plan)
 
-    async def _nothing_is_due(self) -> bool:
-        """Between the slices of a long plan: deadlines do not wait for its end."""
-        self._alive()
-        before = len(self.state.ends)
-        self.state.tick(self._clock())
-        return len(self.state.ends) == before
+    async def _may_go_on(self, step: _Step) -> bool:
+        """Between the slices of a long plan: neither a deadline nor a revocation waits for its end.
 
-    def _block(self, failed: dict[PublicKey, DeviceError]) -> None:
-        for key, error in failed.items():
-            _log.error("the device refuses a peer", peer=format_key(key), error=str(error))
+        Whatever has arrived is taken into the step under way; the plan goes on unless somebody has
+        to go because of it.
+        """
+        self._alive()
+        state, before = self.state, len(self.state.ends)
+        others: list[_Item] = []
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if isinstance(item, _Pulled | _Changes | _End):
+                step.items.append(item)
+                await self._take(item, step)
+            else:
+                others.append(item)
+        for item in others:
+            self._queue.put_nowait(item)
+        now = self._clock()
+        state.tick(now)
+        return len(state.ends) == before and not any(state.wanted(key, now) is None for key in state.dirty)
+
+    async def _carry_out_one_by_one(
+        self, plan: Plan, dirty: set[PublicKey], between: Callable[[], Awaitable[bool]]
+    ) -> None:
+        failed, finished = await self.writer.one_by_one(plan, between)
+        if not finished:
+            self.state.dirty |= dirty
+        if not failed:
+            return
+        for key, (operation, error) in failed.items():
+            what = type(operation).__name__
+            _log.error("the device refuses a peer", peer=format_key(key), operation=what, error=str(error))
+        # The next look at the interface gives them another chance; until then they are kept off it.
+        self._stuck.update(key for key, (operation, _) in failed.items() if isinstance(operation, RemovePeer))
         self.state.block(failed, Refusal.DEVICE)
-        # Not again in this step: the next look at the interface gives them another chance.
-        self.state.dirty.difference_update(failed)
+        # What of a refused operation was done is not known.
+        _, again = self.writer.mirror.observe(await self._link.device.read())
+        self.state.dirty |= again
+        self.state.dirty -= self._stuck
 
     async def _read_again(self, error: DeviceError) -> None:
         if error.errno == errno.ENODEV:
@@ -518,15 +613,17 @@ class Reconciler:
             return
         _, again = self.writer.mirror.observe(await self._link.device.read())
         self.writer.reconsider()
+        self._behind = False
         self.state.dirty |= again
 
-    async def _keep_books(self, step: _Step) -> None:
+    async def _keep_books(self) -> None:
         """Journal, count and report what ended, now that the interface has followed."""
         now = self._clock()
-        for deadline in self.state.overdue:
-            self._metrics.expiry_lag_seconds.observe(max(0.0, -deadline.remaining(now)))
-        self.state.overdue.clear()
-        ends = await self._books.after_kernel(now, listed=step.pulled or step.changed, pulled=step.pulled)
+        if not self._stuck:
+            for deadline in self.state.overdue:
+                self._metrics.expiry_lag_seconds.observe(max(0.0, -deadline.remaining(now)))
+            self.state.overdue.clear()
+        ends = await self._books.after_kernel(now, pulled=self._pulled, except_for=self._stuck)
         for end in ends:
             self._metrics.session_ends.labels(end.reason.value).inc()
         audit.ended(ends)
@@ -545,12 +642,13 @@ class Reconciler:
             self.state.core_lost(now)
 
     def _answer(self, step: _Step) -> None:
-        if step.pulled:
+        if self._pulled:
             self.settled.set()
-        if step.pulled or step.changed:
+        if self._pulled or self._changed:
             self._metrics.last_sync.set(self._clock().wall)
             self._metrics.applied_revision.set(self.state.revision)
-        self.reports.in_kernel(pulled=step.pulled)
+        self.reports.in_kernel(pulled=self._pulled)
+        self._pulled = self._changed = False
         refused = self.reports.refused() if step.waiting else ()
         for item in step.waiting:
             if item.answer.done():
@@ -564,8 +662,6 @@ class Reconciler:
                         self._metrics.push_to_kernel_seconds.observe(clock.monotonic() - received_at)
                 case _End(_, answer, ended):
                     answer.set_result({"ended": [format_key(key) for key in ended]})
-                case _Ask(answer_it, answer):
-                    answer.set_result(answer_it())
 
     def _fail(self, step: _Step, error: AgentError) -> None:
         for item in step.waiting:

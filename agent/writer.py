@@ -7,12 +7,13 @@ a few at a time between other work.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
 from agent.errors import DeviceError
-from agent.model import CutPeer, Operation, PublicKey, RemovePeer
+from agent.model import AddPeer, CutPeer, Operation, PublicKey, RemovePeer
 from agent.plan import CUT, FOUND, Mirror, Plan
 from agent.wireguard.device import Device
 
@@ -20,6 +21,8 @@ HANDFUL: Final = 8
 """Peers that are removed outright; more are cut first and removed this many at a time."""
 SLICE: Final = 512
 """Operations between two looks at the clock: deadlines do not wait for a long plan to end."""
+FEW: Final = 32
+"""The same for operations that are sent one by one."""
 
 _T = TypeVar("_T")
 
@@ -27,11 +30,13 @@ _T = TypeVar("_T")
 class Writer:
     """The only hand on the interface."""
 
-    def __init__(self, device: Callable[[], Device]) -> None:
+    def __init__(self, device: Callable[[], Device], added: Callable[[PublicKey], None]) -> None:
+        """``added`` is told of each peer that is on the interface afresh."""
         self.mirror = Mirror()
         self.to_reap: dict[PublicKey, None] = {}
         """Peers that were cut and are still to be removed, oldest first."""
         self._device = device
+        self._added = added
 
     async def carry_out(self, plan: Plan, between: Callable[[], Awaitable[bool]]) -> bool:
         """Apply a plan: removes, then updates, then adds.
@@ -40,7 +45,9 @@ class Writer:
         plan, and so does this. Raises DeviceError; the mirror is then behind the device.
         """
         for operations in self._steps(plan):
-            for some in _slices(operations, SLICE):
+            # A removal may take the kernel 35 ms.
+            removing = bool(operations) and isinstance(operations[0], RemovePeer)
+            for some in _slices(operations, HANDFUL if removing else SLICE):
                 await self.apply(some, plan.tenures)
                 if not await between():
                     return False
@@ -51,16 +58,34 @@ class Writer:
         await self._device().apply(operations)
         for operation in operations:
             self.mirror.acknowledge(operation, tenures.get(operation.public_key, FOUND))
-            if isinstance(operation, RemovePeer):
+            if isinstance(operation, RemovePeer | AddPeer):
                 self.to_reap.pop(operation.public_key, None)
             elif isinstance(operation, CutPeer):
                 self.to_reap[operation.public_key] = None
+            if isinstance(operation, AddPeer):
+                self._added(operation.public_key)
 
     async def reap(self) -> bool:
-        """Remove a handful of the peers that were cut; return whether there are more."""
+        """Remove a handful of the peers that were cut; return whether to go on at once.
+
+        One that the device will not remove goes to the end of the line and waits for another time.
+        Raises DeviceError if the interface is gone.
+        """
         some = [RemovePeer(key) for key in islice(self.to_reap, HANDFUL)]
-        if some:
+        if not some:
+            return False
+        try:
             await self.apply(some, {})
+        except DeviceError as error:
+            if error.errno == errno.ENODEV:
+                raise
+            for operation in some:
+                try:
+                    await self.apply([operation], {})
+                except DeviceError:
+                    self.to_reap.pop(operation.public_key)
+                    self.to_reap[operation.public_key] = None
+            return False
         return bool(self.to_reap)
 
     def reconsider(self) -> None:
@@ -68,15 +93,27 @@ class Writer:
         held = self.mirror.peers
         self.to_reap = {key: None for key, peer in held.items() if peer.tenure == CUT}
 
-    async def one_by_one(self, plan: Plan) -> dict[PublicKey, DeviceError]:
-        """Apply each operation by itself; return what the device would not do, by peer."""
-        refused: dict[PublicKey, DeviceError] = {}
-        for operation in plan:
+    async def one_by_one(
+        self, plan: Plan, between: Callable[[], Awaitable[bool]]
+    ) -> tuple[dict[PublicKey, tuple[Operation, DeviceError]], bool]:
+        """Apply each operation by itself; return what the device would not do, by peer, and whether all
+        was tried.
+
+        A peer that could not be removed is not added over what it is: its old keys would live on.
+        """
+        refused: dict[PublicKey, tuple[Operation, DeviceError]] = {}
+        for number, operation in enumerate(plan, 1):
+            if operation.public_key in refused:
+                continue
             try:
                 await self.apply([operation], plan.tenures)
             except DeviceError as error:
-                refused[operation.public_key] = error
-        return refused
+                if error.errno == errno.ENODEV:
+                    raise
+                refused[operation.public_key] = operation, error
+            if number % FEW == 0 and not await between():
+                return refused, False
+        return refused, True
 
     def _steps(self, plan: Plan) -> Iterator[Sequence[Operation]]:
         returning = plan.tenures.keys()

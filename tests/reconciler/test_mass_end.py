@@ -1,0 +1,151 @@
+"""Many ends at once: cut first, cleaned up a few at a time (rule 8)."""
+
+from agent.model import CutPeer, RemovePeer
+from agent.writer import HANDFUL
+from tests.reconciler.harness import CUT, Agent, Core, World, granted, live, with_agent
+from tests.support.builders import grant, key, peer, psk
+
+MANY = 200
+
+
+def of(world: World, kind: type) -> list[object]:
+    return [operation for operation in world.host.operations() if isinstance(operation, kind)]
+
+
+async def all_expire(agent: Agent, core: Core, world: World) -> None:
+    await agent.give(core.state([live(n, lasts=30) for n in range(1, MANY + 1)] + [live(1000)]))
+    world.clock.advance(30)
+    await agent.tick()
+
+
+def last_cut(agent: Agent) -> int:
+    """The number of the cut peer that is removed last."""
+    return int.from_bytes(next(reversed(agent.reconciler.writer.to_reap)), "big")
+
+
+def test_many_ends_are_cut_at_once_and_removed_a_handful_at_a_time(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await all_expire(agent, core, world)
+        cut = [n for n in range(1, MANY + 1) if key(n) in world.host.kernel.peers]
+        assert set(world.on_interface()) == {key(1000)}
+        assert len(of(world, CutPeer)) == MANY
+        assert len(cut) >= MANY - 2 * HANDFUL
+        assert len(agent.ends()) == MANY
+        assert agent.metric("wg_agent_reap_backlog") == len(agent.reconciler.writer.to_reap)
+        await agent.reaped()
+        assert set(world.host.kernel.peers) == {key(1000)}
+        assert agent.metric("wg_agent_reap_backlog") == 0
+        batches = [what for kind, what in world.host.log if kind == "batch"]
+        removed = batches[batches.index(MANY) + 1 :]
+        assert removed == [HANDFUL] * (MANY // HANDFUL)
+
+    with_agent(world, scenario)
+
+
+def test_a_handful_of_ends_is_removed_outright(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(n, lasts=30) for n in range(1, HANDFUL + 1)]))
+        world.clock.advance(30)
+        await agent.tick()
+        assert world.host.kernel.peers == {}
+        assert of(world, CutPeer) == []
+
+    with_agent(world, scenario)
+
+
+def test_a_cut_peer_is_not_healed_and_no_drift(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await all_expire(agent, core, world)
+        writer = agent.reconciler.writer
+        somebody = next(reversed(writer.to_reap))
+        await agent.look()
+        assert agent.drift() == {}
+        assert somebody not in writer.mirror.peers or writer.mirror.peers[somebody].tenure == CUT
+        await agent.reaped()
+        assert set(world.host.kernel.peers) == {key(1000)}
+
+    with_agent(world, scenario)
+
+
+def test_a_cut_peer_that_is_granted_again_is_removed_and_added(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await all_expire(agent, core, world)
+        cut = last_cut(agent)
+        stay = world.host.kernel.peers[key(cut)].incarnation
+        await agent.give([core.change(granted(cut, grant("again", 77)))])
+        assert world.host.kernel.peers[key(cut)].incarnation != stay
+        await agent.reaped()
+        await agent.look()
+        assert world.on_interface() == {key(1000): psk(1000), key(cut): psk(77)}
+
+    with_agent(world, scenario)
+
+
+def test_a_cut_peer_that_somebody_removed_is_not_reaped_after_another_grant(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await all_expire(agent, core, world)
+        cut = last_cut(agent)
+        del world.host.kernel.peers[key(cut)]
+        agent.reconciler.observe()
+        await agent.give([core.change(granted(cut, grant("again", 77)))])
+        await agent.reaped()
+        assert world.on_interface() == {key(1000): psk(1000), key(cut): psk(77)}
+        assert agent.drift() == {}
+
+    with_agent(world, scenario)
+
+
+def test_a_restart_in_the_middle_of_it_cleans_up(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await all_expire(agent, core, world)
+        assert len(world.host.kernel.peers) > 1
+
+    async def after(agent: Agent, core: Core) -> None:
+        await agent.reaped()
+        assert set(world.host.kernel.peers) == {key(1000)}
+        assert len(agent.ends()) == MANY
+        assert core.revision == 0
+
+    with_agent(world, scenario)
+    with_agent(world, after)
+
+
+def test_a_cut_that_fails_in_the_middle_still_ends_in_everybody_gone(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(n, lasts=30) for n in range(1, MANY + 1)] + [live(1000)]))
+        world.clock.advance(30)
+        world.host.fails, world.host.before_failing = 2, MANY // 2
+        await agent.tick()
+        assert set(world.on_interface()) == {key(1000)}
+        await agent.reaped()
+        assert set(world.host.kernel.peers) == {key(1000)}
+        assert agent.drift() == {}
+
+    with_agent(world, scenario)
+
+
+def test_a_cut_peer_that_cannot_be_removed_holds_up_no_other(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        world.host.refuses[key(1)] = frozenset({RemovePeer})
+        await all_expire(agent, core, world)
+        for _ in range(4 * MANY):
+            await agent.tick()
+        assert set(world.host.kernel.peers) == {key(1), key(1000)}
+        await agent.give([core.change(granted(1000, grant("s1000", 101)))])
+        world.host.refuses.clear()
+        await agent.tick()
+        assert world.on_interface() == {key(1000): psk(101)}
+        assert set(world.host.kernel.peers) == {key(1000)}
+
+    with_agent(world, scenario)
+
+
+def test_a_grant_comes_through_between_two_handfuls(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await all_expire(agent, core, world)
+        await agent.give(core.state([peer(300, "10.9.0.1"), live(1000)]))
+        await agent.give([core.change(granted(300, grant("s300", 9)))])
+        assert agent.reconciler.writer.to_reap
+        assert world.on_interface()[key(300)] == psk(9)
+
+    with_agent(world, scenario)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from agent.model import CutPeer, Refusal, UnreadablePeer
+from agent.overview import counts, peer_series, peer_state, plan, status
+from agent.plan import Mirror, make_plan
+from agent.state import State
+from tests.support.builders import (
+    CORE,
+    NOW,
+    OWN_KEY,
+    after,
+    device,
+    grant,
+    key,
+    observed,
+    peer,
+    psk,
+    snapshot,
+)
+
+
+def held(*peers: object, **members: object) -> tuple[State, Mirror]:
+    """A state with its interface as wanted."""
+    state, mirror = State(own_key=OWN_KEY), Mirror()
+    state.load(snapshot(peers, **members), NOW)  # type: ignore[arg-type]
+    done = make_plan(((k, state.wanted(k, NOW)) for k in state.dirty), mirror)
+    for operation in done:
+        mirror.acknowledge(operation, done.tenures.get(operation.public_key, 0))
+    state.dirty.clear()
+    return state, mirror
+
+
+ALL = (
+    peer(1, name="alice", session=grant("s1", 1, lasts=60)),
+    peer(2, name="bob"),
+    peer(3, "10.8.0.9"),
+    peer(4, "10.8.0.9"),
+    peer(5, mfa_exempt=True, preshared_key=psk(5)),
+)
+
+
+def test_states_are_up_waiting_and_refused() -> None:
+    state, mirror = held(*ALL)
+    shown = [peer_state(state, mirror, key(n)) for n in range(1, 6)]
+    assert shown == ["up", "waiting", "refused", "refused", "up"]
+
+
+def test_a_cut_peer_is_not_up() -> None:
+    state, mirror = held(*ALL)
+    mirror.acknowledge(CutPeer(key(1)))
+    assert peer_state(state, mirror, key(1)) == "waiting"
+    assert counts(state, mirror)[0] == {"up": 1, "waiting": 2, "refused": 2}
+
+
+def test_status_shows_exactly_cores_list() -> None:
+    broken = UnreadablePeer("nonsense", Refusal.INVALID_PUBLIC_KEY, "eve")
+    state, mirror = held(*ALL, unreadable=(broken,))
+    state.observe(device(observed(1, preshared_key=1, handshake=CORE + 5.5, rx=10, tx=20), observed(77)), NOW)
+    document = json.loads(json.dumps(status(state, mirror, after(10), {"interface": "wg0"})))
+    assert (document["interface"], document["epoch"], document["revision"]) == ("wg0", "e1", 1)
+    assert (document["mfa_required"], document["location"]) == (True, "hq")
+    assert document["unreadable"] == [
+        {"public_key": "nonsense", "name": "eve", "reason": "invalid_public_key"}
+    ]
+    assert len(document["peers"]) == len(ALL)
+    alice, bob, carol, _, router = document["peers"]
+    assert alice == {
+        "public_key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=",
+        "name": "alice",
+        "state": "up",
+        "allowed_ips": ["10.8.0.1/32"],
+        "session_id": "s1",
+        "expires_at": "2027-01-15T08:01:00.000Z",
+        "time_left": 50.0,
+        "latest_handshake": "2027-01-15T08:00:05.500Z",
+        "endpoint": None,
+        "rx_bytes": 10,
+        "tx_bytes": 20,
+        "mfa_exempt": False,
+    }
+    assert (bob["state"], bob["session_id"], bob["latest_handshake"]) == ("waiting", None, None)
+    assert (carol["state"], carol["reason"]) == ("refused", "prefix_claimed")
+    assert router["mfa_exempt"] is True
+
+
+def test_before_the_first_state_the_status_says_so() -> None:
+    document = status(State(), Mirror(), NOW, {})
+    assert {k: document[k] for k in ("epoch", "revision", "mfa_required", "peers")} == {
+        "epoch": None,
+        "revision": None,
+        "mfa_required": None,
+        "peers": [],
+    }
+
+
+def test_no_document_holds_a_secret() -> None:
+    state, mirror = held(*ALL)
+    shown = device(observed(1, preshared_key=1), observed(77, preshared_key=77))
+    text = json.dumps([status(state, mirror, NOW, {}), plan("wg0", state, mirror, shown, NOW)])
+    text += repr(peer_series(state))
+    for number in (1, 5, 77):
+        assert psk(number).raw.hex() not in text
+        assert base64.b64encode(psk(number).raw).decode() not in text
+
+
+def test_counts_add_up_to_cores_list() -> None:
+    state, mirror = held(*ALL, unreadable=(UnreadablePeer("x", Refusal.INVALID_PUBLIC_KEY),))
+    by_state, by_reason = counts(state, mirror)
+    assert by_state == {"up": 2, "waiting": 1, "refused": 3}
+    assert by_reason == {Refusal.PREFIX_CLAIMED: 2, Refusal.INVALID_PUBLIC_KEY: 1}
+
+
+def test_a_refused_peer_that_is_still_on_the_interface_counts_as_refused_only() -> None:
+    state, mirror = held(*ALL)
+    state.block([key(1)], Refusal.DEVICE)
+    assert key(1) in mirror.peers
+    assert counts(state, mirror)[0] == {"up": 1, "waiting": 1, "refused": 3}
+
+
+def test_series_stay_while_core_lists_the_peer() -> None:
+    state, _ = held(*ALL)
+    state.observe(device(observed(2, rx=7)), NOW)
+    series = {s.public_key: s for s in peer_series(state)}
+    assert len(series) == len(ALL)
+    assert (series[key(2)].rx_bytes, series[key(2)].name) == (7, "bob")
+
+
+def test_the_plan_shows_what_would_be_done_and_does_nothing() -> None:
+    state, mirror = held(*ALL)
+    before = dict(mirror.peers)
+    now = observed(1, "10.8.0.1", "10.8.0.200", preshared_key=1)
+    document = plan("wg0", state, mirror, device(now, observed(77)), NOW)
+    operations = {(o["operation"], o["name"]): o["change"] for o in document["operations"]}
+    assert operations.keys() == {("update", "alice"), ("remove", ""), ("add", "")}
+    assert operations["update", "alice"] == "update: allowed ips 10.8.0.1/32"
+    assert sorted(d["kind"] for d in document["drift"]) == ["allowed_ips", "peer_added", "peer_removed"]
+    assert mirror.peers == before
+    assert not state.dirty
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_the_plan_is_of_this_moment(seconds: float) -> None:
+    state, mirror = held(*ALL)
+    shown = device(observed(1, preshared_key=1), observed(5, preshared_key=5))
+    document = plan("wg0", state, mirror, shown, after(seconds))
+    assert [o["operation"] for o in document["operations"]] == (["remove"] if seconds else [])
