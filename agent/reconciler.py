@@ -8,9 +8,7 @@ Nothing else writes to the interface or the journal.
 from __future__ import annotations
 
 import asyncio
-import errno
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, Final, assert_never
 
 import structlog
@@ -19,94 +17,26 @@ from agent import audit, clock, overview
 from agent.books import Books
 from agent.encoding import format_key
 from agent.errors import AgentError, DeviceError, InvalidMessage
+from agent.events import AskPlan, Changes, Configure, End, Event, Observe, Pulled, Reap, Step, Tick
 from agent.fence import Fence, Position, Verdict
 from agent.journal import Contact, Journal
+from agent.keeper import Keeper
 from agent.metrics import Metrics
 from agent.model import (
     Change,
-    InterfaceSettings,
     Now,
-    ObservedDevice,
     PublicKey,
-    Refusal,
-    RemovePeer,
     Snapshot,
 )
-from agent.plan import Drift, DriftKind, Plan, make_plan
 from agent.ports import Link, Outcome
 from agent.reporting import Reporting
 from agent.sessions import Limits
 from agent.state import State, UnknownPeer
-from agent.writer import Writer
 
 _log = structlog.get_logger(__name__)
 
-ROUNDS: Final = 3
-"""Whole plans tried after failures, before it goes peer by peer."""
 LATE: Final = 1.0
 """Seconds past a deadline from which on a peer still on the interface makes the agent not ready."""
-
-
-@dataclass(slots=True)
-class _Pulled:
-    snapshot: Snapshot
-    answer: asyncio.Future[Outcome]
-    verdict: Verdict = Verdict.HELD
-
-
-@dataclass(slots=True)
-class _Changes:
-    changes: Sequence[Change]
-    received_at: float
-    answer: asyncio.Future[Outcome]
-    verdict: Verdict = Verdict.HELD
-
-
-@dataclass(slots=True)
-class _Tick:
-    done: Callable[[], None]
-
-
-@dataclass(slots=True)
-class _Observe:
-    """A look at the interface is due."""
-
-
-@dataclass(slots=True)
-class _Reap:
-    """Cut peers are left to be removed."""
-
-
-@dataclass(slots=True)
-class _End:
-    keys: Sequence[PublicKey] | None
-    answer: asyncio.Future[dict[str, Any]]
-    ended: Sequence[PublicKey] = ()
-
-
-@dataclass(slots=True)
-class _Configure:
-    limits: Limits
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What would a reconcile change now."""
-
-    answer: asyncio.Future[dict[str, Any]]
-
-
-_Item = _Pulled | _Changes | _Tick | _Observe | _Reap | _End | _Configure | _Plan
-
-
-@dataclass(slots=True)
-class _Step:
-    """What one step has taken in."""
-
-    items: list[_Item]
-    waiting: list[_Pulled | _Changes | _End] = field(default_factory=list)
-    not_seen: DeviceError | None = None
-    """What a look at the interface came to, if it failed."""
 
 
 class Reconciler:
@@ -135,24 +65,19 @@ class Reconciler:
         self.core_lost_grace = core_lost_grace
         self.core_connected = False
         self.core_error = ""
-        self.writer = Writer(lambda: link.device, state.traffic.added)
         self._books = Books(journal, state)
+        self._keeper = Keeper(
+            state=state, link=link, books=self._books, metrics=metrics, read_clock=read_clock
+        )
+        self.writer = self._keeper.writer
         self.reports = Reporting(state, read_clock, self._books.reported)
         self._interface = interface
-        self._link = link
         self._metrics = metrics
         self._clock = read_clock
         self._alive = alive
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._fence = Fence()
         self._core_lost = False
-        self._settings: InterfaceSettings | None = None
-        self._made = False
-        self._up = False
-        self._behind = False
-        """Whether the mirror may be behind the device: what differs then is no drift."""
-        self._stuck: set[PublicKey] = set()
-        """Peers that the device did not remove: tried again, each by itself, at each step."""
         self._pulled = False
         self._changed = False
         """What has been taken in and is not known to be in the kernel."""
@@ -171,9 +96,9 @@ class Reconciler:
         """Queue a snapshot, or changes in their order."""
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if isinstance(message, Snapshot):
-            self._queue.put_nowait(_Pulled(message, answer))
+            self._queue.put_nowait(Pulled(message, answer))
         else:
-            self._queue.put_nowait(_Changes(message, received_at, answer))
+            self._queue.put_nowait(Changes(message, received_at, answer))
         return answer
 
     def heard(self) -> None:
@@ -212,16 +137,16 @@ class Reconciler:
 
     def tick(self, done: Callable[[], None] = lambda: None) -> None:
         """Check every deadline; ``done`` is called once the tick has passed through a whole step."""
-        self._queue.put_nowait(_Tick(done))
+        self._queue.put_nowait(Tick(done))
 
     def observe(self) -> None:
         """Look at the interface: handshakes, counters, drift, idle sessions."""
-        self._queue.put_nowait(_Observe())
+        self._queue.put_nowait(Observe())
 
     def configure(self, limits: Limits, core_lost_grace: float) -> None:
         """Take other ceilings from the configuration."""
         self.core_lost_grace = core_lost_grace
-        self._queue.put_nowait(_Configure(limits))
+        self._queue.put_nowait(Configure(limits))
 
     def next_wait(self) -> float | None:
         """Seconds until the next deadline, None if there is none."""
@@ -250,13 +175,13 @@ class Reconciler:
     async def plan(self) -> dict[str, Any]:
         """Read the interface and return what a reconcile would change now, changing nothing."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_Plan(answer))
+        self._queue.put_nowait(AskPlan(answer))
         return await answer
 
     async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
         """End the sessions of these peers (None: all); returns once they are off the interface."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_End(keys, answer))
+        self._queue.put_nowait(End(keys, answer))
         return await answer
 
     def refresh_metrics(self) -> None:
@@ -276,15 +201,9 @@ class Reconciler:
         loaded = await self._books.load(self._clock())
         if loaded is not None:
             self.reports.ended(loaded.ends)
-            self._link.addresses = loaded.addresses
+            self._keeper.own(loaded.addresses)
         state.tick(self._clock())
-        await self._ensure()
-        if self._knows_settings:
-            await self._configure_link(state.interface)
-        device = await self._link.device.read()
-        self.writer.mirror.observe(device)
-        state.adopt(device)
-        await self._books.observed(state.observe(device, self._clock()))
+        device = await self._keeper.start()
         await self._step(())
         adopted = sum(session.preshared_key is not None for session in state.sessions.values())
         _log.info("started", peers_found=len(device.peers), sessions_adopted=adopted)
@@ -305,25 +224,24 @@ class Reconciler:
     async def stop(self) -> None:
         """Let go of device and journal; tunnels stay up."""
         await self._books.close()
-        await self._link.close()
+        await self._keeper.close()
 
     # One step: take the events, make the interface follow, answer.
 
-    async def _step(self, items: Sequence[_Item]) -> None:
-        step = _Step(list(items))
+    async def _step(self, events: Sequence[Event]) -> None:
+        step = Step(list(events))
         try:
             ends = await self._books.retry() if not self._books.ok else None
             if ends is not None:
                 self.reports.ended(ends)
                 self.state.unblock(self._clock())
-            for item in items:
-                await self._take(item, step)
+            for event in events:
+                await self._take(event, step)
             now = self._clock()
             self.state.tick(now)
             self._check_core_lost(now)
             await self._reconcile(step)
         except AgentError as error:
-            self._behind = True
             self._note_broken(error)
             self._fail(step, error)
         else:
@@ -332,8 +250,8 @@ class Reconciler:
         self._metrics.sessions_active.set(len(self.state.sessions))
         self._metrics.reap_backlog.set(len(self.writer.to_reap))
         self._moved.set()
-        for item in step.items:
-            if isinstance(item, _Tick):
+        for item in step.events:
+            if isinstance(item, Tick):
                 item.done()
 
     def _note_broken(self, error: AgentError | None) -> None:
@@ -341,46 +259,51 @@ class Reconciler:
             _log.error("reconcile failed, tried again at each tick", error=str(error))
         self._broken = "" if error is None else str(error)
 
-    async def _take(self, item: _Item, step: _Step) -> None:
-        match item:
-            case _Pulled(snapshot):
-                step.waiting.append(item)
-                self._take_snapshot(item, snapshot)
-            case _Changes(changes):
-                step.waiting.append(item)
-                item.verdict = self._take_changes(changes)
-                if item.verdict is Verdict.PULL:
+    async def _take(self, event: Event, step: Step) -> None:
+        match event:
+            case Pulled(snapshot):
+                step.waiting.append(event)
+                if self.position is None:
+                    try:
+                        await self._keeper.before_first_state()
+                    except DeviceError as error:
+                        step.not_seen = error
+                self._take_snapshot(event, snapshot)
+            case Changes(changes):
+                step.waiting.append(event)
+                event.verdict = self._take_changes(changes)
+                if event.verdict is Verdict.PULL:
                     self.pull_wanted.set()
-            case _Observe():
+            case Observe():
                 try:
-                    await self._look()
+                    if await self._keeper.look():
+                        self.reports.observed()
                 except DeviceError as error:
                     # Whatever else there is to do does not wait for the interface to be readable.
                     step.not_seen = error
-            case _End(keys):
-                step.waiting.append(item)
-                item.ended = self.state.end(keys, self._clock())
-            case _Configure(limits):
+            case End(keys):
+                step.waiting.append(event)
+                event.ended = self.state.end(keys, self._clock())
+            case Configure(limits):
                 self.state.configure(limits, self._clock())
-            case _Plan(answer):
+            case AskPlan(answer):
                 await self._answer_plan(answer)
-            case _Tick() | _Reap():
+            case Tick() | Reap():
                 pass
             case _:
-                assert_never(item)
+                assert_never(event)
 
     async def _answer_plan(self, answer: asyncio.Future[dict[str, Any]]) -> None:
         try:
-            device = await self._link.device.read()
+            described = await self._keeper.describe(self._interface)
         except DeviceError as error:
             if not answer.done():
                 answer.set_exception(error)
         else:
             if not answer.done():
-                mirror = self.writer.mirror
-                answer.set_result(overview.plan(self._interface, self.state, mirror, device, self._clock()))
+                answer.set_result(described)
 
-    def _take_snapshot(self, pulled: _Pulled, snapshot: Snapshot) -> None:
+    def _take_snapshot(self, pulled: Pulled, snapshot: Snapshot) -> None:
         try:
             pulled.verdict = self._fence.judge_snapshot(snapshot)
         except InvalidMessage as error:
@@ -426,147 +349,18 @@ class Reconciler:
             applied = verdict
         return applied
 
-    async def _look(self) -> None:
-        """Read the interface and take in what has changed on it, by us or by somebody else."""
-        try:
-            device = await self._link.device.read()
-        except DeviceError as error:
-            if error.errno != errno.ENODEV:
-                raise
-            await self._make_interface_again(error)
-            return
-        now = self._clock()
-        drift, again = self.writer.mirror.observe(device)
-        of_the_device = [] if self._settings is None else list(self._device_drift(device))
-        for difference in of_the_device if self._behind else (*drift, *of_the_device):
-            self._note_drift(difference)
-        self._behind = False
-        if of_the_device:
-            # Perhaps another interface of this name, which is down.
-            self._settings, self._up = None, False
-        changed = self.state.observe(device, now)
-        self.state.dirty |= again
-        self.state.unblock(now)
-        if await self._books.observed(changed):
-            self.reports.observed()
+    async def _reconcile(self, step: Step) -> None:
+        """Make the interface follow the state, then the books."""
 
-    def _device_drift(self, device: ObservedDevice) -> Iterable[Drift]:
-        own_key = self.state.roster.own_key
-        if own_key is not None and device.public_key != own_key:
-            yield Drift(DriftKind.PRIVATE_KEY, None, "the interface has another private key")
-        port, fwmark = self._link.listen_port, self._link.fwmark
-        if port is not None and device.listen_port != port:
-            yield Drift(DriftKind.LISTEN_PORT, None, f"listens on {device.listen_port} instead of {port}")
-        if fwmark is not None and device.fwmark != fwmark:
-            yield Drift(DriftKind.FWMARK, None, f"has {device.fwmark:#x} instead of {fwmark:#x}")
+        async def between() -> bool:
+            return await self._may_go_on(step)
 
-    async def _make_interface_again(self, error: DeviceError) -> None:
-        if self._up:
-            self._note_drift(Drift(DriftKind.INTERFACE, None, str(error)))
-        self._settings, self._up = None, False
-        await self._ensure()
-        await self._configure_link(self.state.interface)
-        self.writer.mirror.observe(await self._link.device.read())
-        self.writer.reconsider()
-        self._behind = False
-        self.state.dirty.update(self.state.roster.peers, self.writer.mirror.peers)
-
-    async def _ensure(self) -> None:
-        if await self._link.ensure():
-            self._made = True
-            self.state.traffic.interface_made()
-
-    @property
-    def _knows_settings(self) -> bool:
-        """An interface that was found is not touched while nobody has said what it should be like."""
-        return self._made or self.state.location is not None
-
-    async def _configure_link(self, settings: InterfaceSettings) -> None:
-        before = self._link.addresses
-        for change in await self._link.configure(settings):
-            _log.info("interface changed", change=change)
-        if self._link.addresses != before:
-            await self._books.addresses(self._link.addresses)
-        self._settings = settings
-
-    async def _reconcile(self, step: _Step) -> None:
-        """Make the interface follow the state; raises DeviceError if it will not."""
-        state = self.state
-        started, did_something, failures = clock.monotonic(), False, 0
-        while True:
-            try:
-                await self._retry_stuck()
-                if self._settings != state.interface and self._knows_settings:
-                    await self._configure_link(state.interface)
-                while state.dirty:
-                    did_something |= await self._follow(step, one_by_one=failures >= ROUNDS)
-                if not self._up and self._knows_settings:
-                    await self._link.bring_up()
-                    self._up = True
-                break
-            except DeviceError as error:
-                failures += 1
-                if failures > ROUNDS:
-                    raise
-                _log.warning("the device failed, reading it again", error=str(error), failures=failures)
-                await self._read_again(error)
+        await self._keeper.follow(between)
         await self._keep_books()
-        await self._reap()
-        if did_something:
-            self._metrics.apply_seconds.observe(clock.monotonic() - started)
+        if await self._keeper.reap():
+            self._queue.put_nowait(Reap())
 
-    async def _reap(self) -> None:
-        try:
-            more = await self.writer.reap()
-        except DeviceError as error:
-            await self._read_again(error)
-        else:
-            if more:
-                self._queue.put_nowait(_Reap())
-
-    async def _retry_stuck(self) -> None:
-        for key in list(self._stuck):
-            try:
-                await self.writer.apply([RemovePeer(key)], {})
-            except DeviceError as error:
-                if error.errno == errno.ENODEV:
-                    self._stuck.clear()
-                    raise
-            else:
-                self._stuck.discard(key)
-                self.state.dirty.add(key)
-
-    async def _follow(self, step: _Step, *, one_by_one: bool) -> bool:
-        """Plan for the dirty peers and carry it out; what turns up meanwhile is dirty again."""
-        state, writer = self.state, self.writer
-        now = self._clock()
-        state.tick(now)
-        dirty, state.dirty = state.dirty - self._stuck, set()
-        plan = make_plan(((key, state.wanted(key, now)) for key in dirty), writer.mirror)
-        try:
-            for add in plan.adds:
-                state.added(add.public_key, now)
-            for key in plan.adopted:
-                state.adopted(key, now)
-            unjournalled = await self._books.before_kernel()
-            if unjournalled:
-                state.block(unjournalled, Refusal.NOT_JOURNALLED)
-                state.dirty |= dirty
-                return False
-
-            async def between() -> bool:
-                return await self._may_go_on(step)
-
-            if one_by_one:
-                await self._carry_out_one_by_one(plan, dirty, between)
-            elif not await writer.carry_out(plan, between):
-                state.dirty |= dirty
-        except BaseException:
-            state.dirty |= dirty
-            raise
-        return bool(plan)
-
-    async def _may_go_on(self, step: _Step) -> bool:
+    async def _may_go_on(self, step: Step) -> bool:
         """Between the slices of a long plan: neither a deadline nor a revocation waits for its end.
 
         Whatever has arrived is taken into the step under way; the plan goes on unless somebody has
@@ -574,11 +368,11 @@ class Reconciler:
         """
         self._alive()
         state, before = self.state, len(self.state.ends)
-        others: list[_Item] = []
+        others: list[Event] = []
         while not self._queue.empty():
             item = self._queue.get_nowait()
-            if isinstance(item, _Pulled | _Changes | _End):
-                step.items.append(item)
+            if isinstance(item, Pulled | Changes | End):
+                step.events.append(item)
                 await self._take(item, step)
             else:
                 others.append(item)
@@ -588,42 +382,14 @@ class Reconciler:
         state.tick(now)
         return len(state.ends) == before and not any(state.wanted(key, now) is None for key in state.dirty)
 
-    async def _carry_out_one_by_one(
-        self, plan: Plan, dirty: set[PublicKey], between: Callable[[], Awaitable[bool]]
-    ) -> None:
-        failed, finished = await self.writer.one_by_one(plan, between)
-        if not finished:
-            self.state.dirty |= dirty
-        if not failed:
-            return
-        for key, (operation, error) in failed.items():
-            what = type(operation).__name__
-            _log.error("the device refuses a peer", peer=format_key(key), operation=what, error=str(error))
-        # The next look at the interface gives them another chance; until then they are kept off it.
-        self._stuck.update(key for key, (operation, _) in failed.items() if isinstance(operation, RemovePeer))
-        self.state.block(failed, Refusal.DEVICE)
-        # What of a refused operation was done is not known.
-        _, again = self.writer.mirror.observe(await self._link.device.read())
-        self.state.dirty |= again
-        self.state.dirty -= self._stuck
-
-    async def _read_again(self, error: DeviceError) -> None:
-        if error.errno == errno.ENODEV:
-            await self._make_interface_again(error)
-            return
-        _, again = self.writer.mirror.observe(await self._link.device.read())
-        self.writer.reconsider()
-        self._behind = False
-        self.state.dirty |= again
-
     async def _keep_books(self) -> None:
         """Journal, count and report what ended, now that the interface has followed."""
         now = self._clock()
-        if not self._stuck:
+        if not self._keeper.stuck:
             for deadline in self.state.overdue:
                 self._metrics.expiry_lag_seconds.observe(max(0.0, -deadline.remaining(now)))
             self.state.overdue.clear()
-        ends = await self._books.after_kernel(now, pulled=self._pulled, except_for=self._stuck)
+        ends = await self._books.after_kernel(now, pulled=self._pulled, except_for=self._keeper.stuck)
         for end in ends:
             self._metrics.session_ends.labels(end.reason.value).inc()
         audit.ended(ends)
@@ -641,7 +407,7 @@ class Reconciler:
                 _log.error("core lost for too long, all sessions end", away=round(away))
             self.state.core_lost(now)
 
-    def _answer(self, step: _Step) -> None:
+    def _answer(self, step: Step) -> None:
         if self._pulled:
             self.settled.set()
         if self._pulled or self._changed:
@@ -654,22 +420,18 @@ class Reconciler:
             if item.answer.done():
                 continue
             match item:
-                case _Pulled(_, answer, verdict):
+                case Pulled(_, answer, verdict):
                     answer.set_result(Outcome(verdict, self.position, refused))
-                case _Changes(_, received_at, answer, verdict):
+                case Changes(_, received_at, answer, verdict):
                     answer.set_result(Outcome(verdict, self.position, refused))
                     if verdict is Verdict.APPLIED:
                         self._metrics.push_to_kernel_seconds.observe(clock.monotonic() - received_at)
-                case _End(_, answer, ended):
+                case End(_, answer, ended):
                     answer.set_result({"ended": [format_key(key) for key in ended]})
 
-    def _fail(self, step: _Step, error: AgentError) -> None:
+    def _fail(self, step: Step, error: AgentError) -> None:
         for item in step.waiting:
             if not item.answer.done():
                 item.answer.set_exception(error)
                 # Whoever follows a stream need not look at each answer.
                 item.answer.exception()
-
-    def _note_drift(self, drift: Drift) -> None:
-        self._metrics.drift.labels(drift.kind.value).inc()
-        audit.drifted(drift)

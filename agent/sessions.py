@@ -38,7 +38,7 @@ class Deadline:
 
 
 def anchor(ends_at: float, core_time: float, now: Now) -> Deadline:
-    """Return the deadline of a session that ends at ``ends_at`` by core's clock, which shows ``core_time``."""
+    """Return the deadline of a session that ends at ``ends_at`` by core's clock, now at ``core_time``."""
     remainder = ends_at - core_time
     return Deadline(now.boot + remainder, now.wall + remainder)
 

@@ -5,9 +5,9 @@ import errno
 import pytest
 
 from agent.errors import DeviceError
+from agent.keeper import ROUNDS
 from agent.model import AddPeer, RemovePeer, UpdatePeer
 from agent.ports import Verdict
-from agent.reconciler import ROUNDS
 from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
 from tests.support.builders import grant, key, peer, psk
 

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from agent.keeper import ROUNDS
 from agent.model import AddPeer, Now, PeerRemoved, PublicKey, RemovePeer, SessionGranted
 from agent.ports import Outcome, Verdict
-from agent.reconciler import ROUNDS
 from agent.sessions import Limits
 from agent.writer import FEW, SLICE
 from tests.reconciler.harness import Agent, Core, World, address, granted, live, revoked, with_agent

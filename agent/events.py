@@ -1,0 +1,86 @@
+"""What the reconciler takes off its queue, and the step that it makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.errors import DeviceError
+from agent.fence import Verdict
+from agent.model import Change, PublicKey, Snapshot
+from agent.ports import Outcome
+from agent.sessions import Limits
+
+
+@dataclass(slots=True)
+class Pulled:
+    """A snapshot of core's."""
+
+    snapshot: Snapshot
+    answer: asyncio.Future[Outcome]
+    verdict: Verdict = Verdict.HELD
+
+
+@dataclass(slots=True)
+class Changes:
+    """Changes of core's in their order; ``received_at`` is CLOCK_MONOTONIC."""
+
+    changes: Sequence[Change]
+    received_at: float
+    answer: asyncio.Future[Outcome]
+    verdict: Verdict = Verdict.HELD
+
+
+@dataclass(slots=True)
+class Tick:
+    """Deadlines are to be checked; ``done`` is called after a whole step."""
+
+    done: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Observe:
+    """A look at the interface is due."""
+
+
+@dataclass(slots=True)
+class Reap:
+    """Cut peers are left to be removed."""
+
+
+@dataclass(slots=True)
+class End:
+    """The operator ends sessions: of these peers, or all (None)."""
+
+    keys: Sequence[PublicKey] | None
+    answer: asyncio.Future[dict[str, Any]]
+    ended: Sequence[PublicKey] = ()
+
+
+@dataclass(slots=True)
+class Configure:
+    """The configuration has other ceilings."""
+
+    limits: Limits
+
+
+@dataclass(slots=True)
+class AskPlan:
+    """What would a reconcile change now?"""
+
+    answer: asyncio.Future[dict[str, Any]]
+
+
+Event = Pulled | Changes | Tick | Observe | Reap | End | Configure | AskPlan
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step has taken in."""
+
+    events: list[Event]
+    waiting: list[Pulled | Changes | End] = field(default_factory=list)
+    not_seen: DeviceError | None = None
+    """What a look at the interface came to, if it failed."""

@@ -1,0 +1,263 @@
+"""Keeps the interface as the state wants it: looks at it, plans, carries out, mends what fails.
+
+Set messages are not transactional. After a failure the interface is read and planned for again, a
+bounded number of rounds; then it goes peer by peer, so that one cannot hold back the others (rule 16).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+import structlog
+
+from agent import audit, clock, overview
+from agent.books import Books
+from agent.encoding import format_key
+from agent.errors import DeviceError
+from agent.metrics import Metrics
+from agent.model import (
+    InterfaceAddress,
+    InterfaceSettings,
+    Now,
+    ObservedDevice,
+    PublicKey,
+    Refusal,
+    RemovePeer,
+)
+from agent.plan import Drift, DriftKind, Plan, make_plan
+from agent.ports import Link
+from agent.state import State
+from agent.writer import Writer
+
+_log = structlog.get_logger(__name__)
+
+ROUNDS: Final = 3
+"""Whole plans tried after failures, before it goes peer by peer."""
+
+Between = Callable[[], Awaitable[bool]]
+"""Awaited between the slices of a long plan; once it returns False the rest is planned anew."""
+
+
+class Keeper:
+    """The keeper of one interface; ``start`` it, then ``look`` and ``follow`` from one task only."""
+
+    def __init__(
+        self, *, state: State, link: Link, books: Books, metrics: Metrics, read_clock: Callable[[], Now]
+    ) -> None:
+        self.writer = Writer(lambda: link.device, state.traffic.added)
+        self.stuck: set[PublicKey] = set()
+        """Peers that the device did not remove: tried again, each by itself, at each step."""
+        self._state = state
+        self._link = link
+        self._books = books
+        self._metrics = metrics
+        self._clock = read_clock
+        self._settings: InterfaceSettings | None = None
+        self._made = False
+        self._up = False
+        self._behind = False
+        self._added_early = False
+
+    async def start(self) -> ObservedDevice:
+        """Find or make the interface, and take over whom the restored state knows; what was found.
+
+        An interface that was found is not touched while nobody has said what it should be like.
+        """
+        await self._ensure()
+        if self._knows_settings:
+            await self._configure_link(self._state.interface)
+        device = await self._link.device.read()
+        self.writer.mirror.observe(device)
+        self._state.adopt(device)
+        await self._books.observed(self._state.observe(device, self._clock()))
+        return device
+
+    def own(self, addresses: tuple[InterfaceAddress, ...]) -> None:
+        """These addresses were put on the interface by the agent, in an earlier life."""
+        self._link.addresses = addresses
+
+    async def look(self) -> bool:
+        """Read the interface and take in what has changed on it, by us or by somebody else.
+
+        Returns whether there is traffic to report. Raises DeviceError.
+        """
+        try:
+            device = await self._link.device.read()
+        except DeviceError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            await self._make_interface_again(error)
+            return False
+        now = self._clock()
+        drift, again = self.writer.mirror.observe(device)
+        of_the_device = [] if self._settings is None else list(self._device_drift(device))
+        for difference in of_the_device if self._behind else (*drift, *of_the_device):
+            self._note_drift(difference)
+        self._behind = False
+        if of_the_device:
+            # Perhaps another interface of this name, which is down.
+            self._settings, self._up = None, False
+        changed = self._state.observe(device, now)
+        self._state.dirty |= again
+        self._state.unblock(now)
+        return await self._books.observed(changed)
+
+    async def before_first_state(self) -> None:
+        """What was added before core's first state may have taken prefixes from peers left as found.
+
+        Only a look shows it: the mirror does not follow prefixes from peer to peer. Raises DeviceError.
+        """
+        if self._added_early:
+            await self.look()
+
+    async def describe(self, interface: str) -> dict[str, Any]:
+        """What ``follow`` would change on the interface as it is now. Raises DeviceError."""
+        device = await self._link.device.read()
+        return overview.plan(interface, self._state, self.writer.mirror, device, self._clock())
+
+    async def follow(self, between: Between) -> None:
+        """Make the interface follow the state; raises DeviceError if it will not."""
+        state = self._state
+        started, did_something, failures = clock.monotonic(), False, 0
+        while True:
+            try:
+                await self._retry_stuck()
+                if self._settings != state.interface and self._knows_settings:
+                    await self._configure_link(state.interface)
+                while state.dirty:
+                    did_something |= await self._carry_out(between, one_by_one=failures >= ROUNDS)
+                if not self._up and self._knows_settings:
+                    await self._link.bring_up()
+                    self._up = True
+                break
+            except DeviceError as error:
+                self._behind = True
+                failures += 1
+                if failures > ROUNDS:
+                    raise
+                _log.warning("the device failed, reading it again", error=str(error), failures=failures)
+                await self._read_again(error)
+        if did_something:
+            self._metrics.apply_seconds.observe(clock.monotonic() - started)
+
+    async def reap(self) -> bool:
+        """Remove a handful of the peers that were cut; return whether there are more."""
+        try:
+            return await self.writer.reap()
+        except DeviceError as error:
+            await self._read_again(error)
+            return False
+
+    async def close(self) -> None:
+        """Let go of the device; the interface stays."""
+        await self._link.close()
+
+    @property
+    def _knows_settings(self) -> bool:
+        return self._made or self._state.location is not None
+
+    async def _ensure(self) -> None:
+        if await self._link.ensure():
+            self._made = True
+            self._state.traffic.interface_made()
+
+    async def _configure_link(self, settings: InterfaceSettings) -> None:
+        before = self._link.addresses
+        for change in await self._link.configure(settings):
+            _log.info("interface changed", change=change)
+        if self._link.addresses != before:
+            await self._books.addresses(self._link.addresses)
+        self._settings = settings
+
+    async def _carry_out(self, between: Between, *, one_by_one: bool) -> bool:
+        """Plan for the dirty peers and carry it out; what turns up meanwhile is dirty again."""
+        state, writer = self._state, self.writer
+        now = self._clock()
+        state.tick(now)
+        dirty, state.dirty = state.dirty - self.stuck, set()
+        plan = make_plan(((key, state.wanted(key, now)) for key in dirty), writer.mirror)
+        try:
+            for add in plan.adds:
+                state.added(add.public_key, now)
+            self._added_early |= bool(plan.adds) and state.epoch is None
+            for key in plan.adopted:
+                state.adopted(key, now)
+            unjournalled = await self._books.before_kernel()
+            if unjournalled:
+                state.block(unjournalled, Refusal.NOT_JOURNALLED)
+                state.dirty |= dirty
+                return False
+            if one_by_one:
+                await self._carry_out_one_by_one(plan, dirty, between)
+            elif not await writer.carry_out(plan, between):
+                state.dirty |= dirty
+        except BaseException:
+            state.dirty |= dirty
+            raise
+        return bool(plan)
+
+    async def _carry_out_one_by_one(self, plan: Plan, dirty: set[PublicKey], between: Between) -> None:
+        failed, finished = await self.writer.one_by_one(plan, between)
+        if not finished:
+            self._state.dirty |= dirty
+        if not failed:
+            return
+        for key, (operation, error) in failed.items():
+            what = type(operation).__name__
+            _log.error("the device refuses a peer", peer=format_key(key), operation=what, error=str(error))
+        # The next look at the interface gives them another chance; until then they are kept off it.
+        self.stuck.update(key for key, (operation, _) in failed.items() if isinstance(operation, RemovePeer))
+        self._state.block(failed, Refusal.DEVICE)
+        self._state.dirty.update(failed)
+        # What of a refused operation was done is not known.
+        _, again = self.writer.mirror.observe(await self._link.device.read())
+        self._state.dirty |= again
+        self._state.dirty -= self.stuck
+
+    async def _retry_stuck(self) -> None:
+        for key in list(self.stuck):
+            try:
+                await self.writer.apply([RemovePeer(key)], {})
+            except DeviceError as error:
+                if error.errno == errno.ENODEV:
+                    self.stuck.clear()
+                    raise
+            else:
+                self.stuck.discard(key)
+                self._state.dirty.add(key)
+
+    async def _read_again(self, error: DeviceError) -> None:
+        if error.errno == errno.ENODEV:
+            await self._make_interface_again(error)
+            return
+        _, again = self.writer.mirror.observe(await self._link.device.read())
+        self.writer.reconsider()
+        self._behind = False
+        self._state.dirty |= again
+
+    async def _make_interface_again(self, error: DeviceError) -> None:
+        if self._up:
+            self._note_drift(Drift(DriftKind.INTERFACE, None, str(error)))
+        self._settings, self._up = None, False
+        await self._ensure()
+        await self._configure_link(self._state.interface)
+        self.writer.mirror.observe(await self._link.device.read())
+        self.writer.reconsider()
+        self._behind = False
+        self._state.dirty.update(self._state.roster.peers, self.writer.mirror.peers)
+
+    def _device_drift(self, device: ObservedDevice) -> Iterable[Drift]:
+        own_key = self._state.roster.own_key
+        if own_key is not None and device.public_key != own_key:
+            yield Drift(DriftKind.PRIVATE_KEY, None, "the interface has another private key")
+        port, fwmark = self._link.listen_port, self._link.fwmark
+        if port is not None and device.listen_port != port:
+            yield Drift(DriftKind.LISTEN_PORT, None, f"listens on {device.listen_port} instead of {port}")
+        if fwmark is not None and device.fwmark != fwmark:
+            yield Drift(DriftKind.FWMARK, None, f"has {device.fwmark:#x} instead of {fwmark:#x}")
+
+    def _note_drift(self, drift: Drift) -> None:
+        self._metrics.drift.labels(drift.kind.value).inc()
+        audit.drifted(drift)
