@@ -133,9 +133,11 @@ class CoreSync:
                 await self._stream(backoff)
             except (CoreUnavailable, CoreRejected, InvalidMessage) as error:
                 if isinstance(error, InvalidMessage):
-                    # From the same position the same unreadable bytes would come again.
+                    # From the same position the same unreadable bytes would come again: first the pull.
+                    self._pulled.clear()
                     self._distrust(error)
                 await self._wait(error, backoff)
+                await self._pulled.wait()
 
     async def _stream(self, backoff: Backoff) -> None:
         """Follow the stream until it breaks, or, if core has none, poll for a while."""

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,13 @@ class Demo:
             *(str(path) for path in (self.root / "tmp").iterdir()),
             *self.processes(),
         ]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: the path of a unix socket has 107 bytes, and pytest's folders leave too few of them."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -198,13 +198,16 @@ class Pinger:
     is ``unanswered``.
     """
 
-    def __init__(self, space: Namespace, target: str, *, interval: float = 0.01, size: int = 56) -> None:
+    def __init__(
+        self, space: Namespace, target: str, *, source: str = "", interval: float = 0.01, size: int = 56
+    ) -> None:
         self._lock = threading.Condition()
         self._replies: list[tuple[int, float]] = []
         self._seen: set[int] = set()
         self._sent: int | None = None
         self.started = time.monotonic()
-        argv = ("ping", "-n", "-O", "-i", str(interval), "-s", str(size), target)
+        sender = ("-I", source) if source else ()
+        argv = ("ping", "-n", "-O", "-i", str(interval), "-s", str(size), *sender, target)
         self._process = space.popen(*argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._thread = threading.Thread(target=self._read, name=f"ping {target}", daemon=True)
         self._thread.start()
