@@ -16,6 +16,7 @@ import structlog
 from agent.errors import JournalError
 from agent.journal import Contact, Entry, Journal, Loaded
 from agent.model import (
+    EndReason,
     InterfaceAddress,
     InterfaceSettings,
     Location,
@@ -32,7 +33,7 @@ _T = TypeVar("_T")
 _CONTACT_EVERY: Final = 10.0
 """Seconds between two records of the last contact with core, when nothing else is written."""
 
-PATIENCE: Final = 10.0
+PATIENCE: Final = 2.0
 """Seconds that the disk may take for one call: deadlines do not wait for one that hangs."""
 _PER_ROW: Final = 0.001
 _SILENT: Final = "the journal's disk does not answer"
@@ -81,6 +82,14 @@ class Books:
         state = self._state
         keys = [key for key in state.to_journal if key in state.sessions]
         entry = Entry(sessions=[(state.sessions[key], state.liveness.get(key)) for key in keys])
+        # A session and the end of the one that it replaces go together: of two rows of one peer a
+        # restart could not tell which is which.
+        ended = state.roster.ended
+        entry.ends = [
+            (end, ended.get(end.session_id, end.ended_at))
+            for end in state.ends
+            if end.reason is EndReason.REPLACED and end.public_key in state.to_journal
+        ]
         if await self.write(entry):
             self._known.update(session.id for session, _ in entry.sessions)
             for key in keys:

@@ -23,7 +23,8 @@ from agent.core.push import push_app
 from agent.core.reports import Reporter
 from agent.core.sync import CoreSync
 from agent.encoding import format_key
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, ConfigError, GuardError
+from agent.firewall import Firewall
 from agent.folders import private_folder
 from agent.hardening import forbid_core_dumps
 from agent.journal import Journal
@@ -36,12 +37,15 @@ from agent.sessions import Limits
 from agent.state import State
 from agent.systemd import Notifier
 from agent.timers import Timers
+from agent.warden import Warden
 from agent.wireguard.link import WireGuardLink
 
 _log = structlog.get_logger(__name__)
 
 STALLED: Final = 10.0
 """Seconds without a tick through the reconciler after which the agent counts as stalled."""
+_GUARD_LOOKS: Final = 0.5
+"""Seconds at least between two looks at the guard, however often it is changed."""
 _STOP: Final = 5.0
 """Seconds that a step under way may take when the agent is told to stop."""
 
@@ -54,9 +58,9 @@ def run(config: Config, path: Path, interface: str | None) -> int:
     """
     log.configure(config.log.level, config.log.format)
     forbid_core_dumps()
+    secrets = load_secrets(config)
     private_folder(config.paths.state, "paths.state")
     with InterfaceLock(config.paths.runtime, config.interface.name):
-        secrets = load_secrets(config)
         log.hide(secrets.token.get_secret_value())
         if secrets.push_secret is not None:
             log.hide(secrets.push_secret.get_secret_value())
@@ -106,6 +110,13 @@ class _Daemon:
             lambda: overview.peer_series(self._state),
             per_peer=config.metrics.per_peer,
         )
+        self._warden = Warden(
+            state=self._state,
+            guard=Firewall(config.interface.name),
+            read_clock=clock.read,
+            required=config.firewall.required,
+            lease=config.sessions.agent_lease,
+        )
         self._reconciler = Reconciler(
             interface=config.interface.name,
             state=self._state,
@@ -114,6 +125,7 @@ class _Daemon:
             metrics=self._metrics,
             core_lost_grace=config.sessions.core_lost_grace,
             alive=self._alive,
+            warden=self._warden,
         )
         core = config.core
         self._client = CoreClient(
@@ -146,6 +158,7 @@ class _Daemon:
         finally:
             for _, sock, _ in listeners:
                 sock.close()
+            self._config.control_socket.unlink(missing_ok=True)
             self._notifier.stopping()
             await self._client.close()
             await self._reconciler.stop()
@@ -162,6 +175,7 @@ class _Daemon:
                     tasks.create_task(self._sync.run(), name="core: sync"),
                     tasks.create_task(self._reporter.run(), name="core: reports"),
                     tasks.create_task(self._become_ready(), name="ready"),
+                    tasks.create_task(self._watch_guard(), name="guard"),
                     tasks.create_task(_ended(reconciling), name="reconciler's end"),
                     *(tasks.create_task(serve(app, sock, tls=tls)) for app, sock, tls in listeners),
                 ]
@@ -186,6 +200,17 @@ class _Daemon:
                 self._notifier.status(line)
                 shown = line
             await asyncio.sleep(1)
+
+    async def _watch_guard(self) -> None:
+        """Look at the guard as soon as the kernel tells of a change; without its word, at each look."""
+        while True:
+            try:
+                await self._warden.disturbed()
+            except GuardError as error:
+                _log.warning("changes of the guard are found at looks only", error=str(error))
+                return
+            self._reconciler.guard_disturbed()
+            await asyncio.sleep(_GUARD_LOOKS)
 
     def _status_line(self) -> str:
         core = "core connected" if self._reconciler.core_connected else "core unreachable"
@@ -261,6 +286,7 @@ class _Daemon:
         self._sync.poll_interval = config.core.poll_interval
         self._timers.interval = config.stats.interval
         self._metrics.per_peer = config.metrics.per_peer
+        self._warden.lease = config.sessions.agent_lease
         self._reconciler.configure(limits_of(config), config.sessions.core_lost_grace)
 
 

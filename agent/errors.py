@@ -62,3 +62,7 @@ class JournalError(AgentError):
 
 class LockHeld(AgentError):
     """Another agent runs on this interface; the command ends with 1."""
+
+
+class GuardError(AgentError):
+    """The nftables table can't be read or written, or nftables can't be used here at all."""

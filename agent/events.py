@@ -46,6 +46,11 @@ class Observe:
 
 
 @dataclass(slots=True)
+class LookAtGuard:
+    """Somebody, perhaps the agent, changed the guard's table."""
+
+
+@dataclass(slots=True)
 class Reap:
     """Cut peers are left to be removed."""
 
@@ -73,7 +78,7 @@ class AskPlan:
     answer: asyncio.Future[dict[str, Any]]
 
 
-Event = Pulled | Changes | Tick | Observe | Reap | End | Configure | AskPlan
+Event = Pulled | Changes | Tick | Observe | LookAtGuard | Reap | End | Configure | AskPlan
 
 
 @dataclass(slots=True)

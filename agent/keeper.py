@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -29,6 +30,7 @@ from agent.model import (
 from agent.plan import Drift, DriftKind, Plan, make_plan
 from agent.ports import Link
 from agent.state import State
+from agent.warden import Warden
 from agent.writer import Writer
 
 _log = structlog.get_logger(__name__)
@@ -44,16 +46,26 @@ class Keeper:
     """The keeper of one interface; ``start`` it, then ``look`` and ``follow`` from one task only."""
 
     def __init__(
-        self, *, state: State, link: Link, books: Books, metrics: Metrics, read_clock: Callable[[], Now]
+        self,
+        *,
+        state: State,
+        link: Link,
+        books: Books,
+        metrics: Metrics,
+        read_clock: Callable[[], Now],
+        warden: Warden | None = None,
     ) -> None:
         self.writer = Writer(lambda: link.device, state.traffic.added)
         self.stuck: set[PublicKey] = set()
         """Peers that the device did not remove: tried again, each by itself, at each step."""
+        self.link_fault: DeviceError | None = None
+        """Why the link does not have its settings, if it does not."""
         self._state = state
         self._link = link
         self._books = books
         self._metrics = metrics
         self._clock = read_clock
+        self._warden = warden
         self._settings: InterfaceSettings | None = None
         self._made = False
         self._up = False
@@ -65,9 +77,10 @@ class Keeper:
 
         An interface that was found is not touched while nobody has said what it should be like.
         """
+        if self._warden is not None:
+            await self._warden.start()
         await self._ensure()
-        if self._knows_settings:
-            await self._configure_link(self._state.interface)
+        await self._configure_link()
         device = await self._link.device.read()
         self.writer.mirror.observe(device)
         self._state.adopt(device)
@@ -102,7 +115,19 @@ class Keeper:
         changed = self._state.observe(device, now)
         self._state.dirty |= again
         self._state.unblock(now)
+        await self.look_at_guard()
         return await self._books.observed(changed)
+
+    async def look_at_guard(self) -> None:
+        """See whether somebody changed the kernel's own guard, and repair it."""
+        if self._warden is not None:
+            for drift in await self._warden.look():
+                self._note_drift(Drift(DriftKind.GUARD, drift.public_key, drift.detail))
+
+    async def tick(self) -> None:
+        """Show the kernel that the agent is alive."""
+        if self._warden is not None:
+            await self._warden.tick()
 
     async def before_first_state(self) -> None:
         """What was added before core's first state may have taken prefixes from peers left as found.
@@ -124,13 +149,12 @@ class Keeper:
         while True:
             try:
                 await self._retry_stuck()
-                if self._settings != state.interface and self._knows_settings:
-                    await self._configure_link(state.interface)
+                await self._configure_link()
                 while state.dirty:
                     did_something |= await self._carry_out(between, one_by_one=failures >= ROUNDS)
-                if not self._up and self._knows_settings:
-                    await self._link.bring_up()
-                    self._up = True
+                if self._warden is not None:
+                    await self._warden.settle()
+                await self._bring_up()
                 break
             except DeviceError as error:
                 self._behind = True
@@ -151,7 +175,9 @@ class Keeper:
             return False
 
     async def close(self) -> None:
-        """Let go of the device; the interface stays."""
+        """Let go of device and guard; interface and table stay."""
+        if self._warden is not None:
+            self._warden.close()
         await self._link.close()
 
     @property
@@ -161,15 +187,45 @@ class Keeper:
     async def _ensure(self) -> None:
         if await self._link.ensure():
             self._made = True
+            if self._warden is not None:
+                self._warden.link_made()
             self._state.traffic.interface_made()
 
-    async def _configure_link(self, settings: InterfaceSettings) -> None:
+    async def _configure_link(self) -> None:
+        """Give the link its settings where they differ; ENODEV is raised, other faults are kept.
+
+        Settings that it can't have, such as a port that is taken, are no reason to leave a peer on it.
+        """
+        settings = self._state.interface
+        if self._settings == settings or not self._knows_settings:
+            return
         before = self._link.addresses
-        for change in await self._link.configure(settings):
-            _log.info("interface changed", change=change)
+        try:
+            for change in await self._link.configure(settings):
+                _log.info("interface changed", change=change)
+        except DeviceError as error:
+            self._keep_fault(error)
+        else:
+            self._settings, self.link_fault = settings, None
         if self._link.addresses != before:
             await self._books.addresses(self._link.addresses)
-        self._settings = settings
+
+    async def _bring_up(self) -> None:
+        if self._up or not self._knows_settings:
+            return
+        try:
+            await self._link.bring_up()
+        except DeviceError as error:
+            self._keep_fault(error)
+        else:
+            self._up = True
+
+    def _keep_fault(self, error: DeviceError) -> None:
+        if error.errno == errno.ENODEV:
+            raise error
+        if str(error) != str(self.link_fault):
+            _log.error("the interface can't be set up, tried again at each tick", error=str(error))
+        self.link_fault = error
 
     async def _carry_out(self, between: Between, *, one_by_one: bool) -> bool:
         """Plan for the dirty peers and carry it out; what turns up meanwhile is dirty again."""
@@ -179,20 +235,31 @@ class Keeper:
         dirty, state.dirty = state.dirty - self.stuck, set()
         plan = make_plan(((key, state.wanted(key, now)) for key in dirty), writer.mirror)
         try:
+            if plan.removes and not one_by_one:
+                # Who has to go does not wait for the disk that the others' sessions are journalled on.
+                went_on = await writer.carry_out(replace(plan, updates=(), adds=()), between)
+                plan = replace(plan, removes=())
+                if not went_on:
+                    state.dirty |= dirty
+                    return True
             for add in plan.adds:
                 state.added(add.public_key, now)
             self._added_early |= bool(plan.adds) and state.epoch is None
             for key in plan.adopted:
                 state.adopted(key, now)
             unjournalled = await self._books.before_kernel()
-            if unjournalled:
+            unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, now)
+            if unjournalled or unguarded:
                 state.block(unjournalled, Refusal.NOT_JOURNALLED)
+                state.block(unguarded, Refusal.NOT_GUARDED)
                 state.dirty |= dirty
                 return False
             if one_by_one:
                 await self._carry_out_one_by_one(plan, dirty, between)
             elif not await writer.carry_out(plan, between):
                 state.dirty |= dirty
+            if self._warden is not None:
+                await self._warden.after_kernel(dirty - state.dirty - self.stuck, self._clock())
         except BaseException:
             state.dirty |= dirty
             raise
@@ -242,7 +309,7 @@ class Keeper:
             self._note_drift(Drift(DriftKind.INTERFACE, None, str(error)))
         self._settings, self._up = None, False
         await self._ensure()
-        await self._configure_link(self._state.interface)
+        await self._configure_link()
         self.writer.mirror.observe(await self._link.device.read())
         self.writer.reconsider()
         self._behind = False

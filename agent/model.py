@@ -102,6 +102,7 @@ class Refusal(StrEnum):
     SESSION_ENDED = "session_ended"
     GRANTED_AT_CHANGED = "granted_at_changed"
     NOT_JOURNALLED = "not_journalled"
+    NOT_GUARDED = "not_guarded"
     DEVICE = "device_refused"
 
 

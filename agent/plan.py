@@ -67,6 +67,7 @@ class DriftKind(StrEnum):
     LISTEN_PORT = "listen_port"
     FWMARK = "fwmark"
     PRIVATE_KEY = "private_key"
+    GUARD = "guard"
 
 
 @dataclass(frozen=True, slots=True)

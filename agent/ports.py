@@ -7,16 +7,18 @@ Adapters never import one another: sources of events are given an ``Inbox``, sen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agent.fence import Position, Verdict
+from agent.guard import Admission, GuardContents
 from agent.model import (
     Change,
     InterfaceAddress,
     InterfaceSettings,
     PeerStats,
+    Prefix,
     PublicKey,
     RefusedPeer,
     SessionEnd,
@@ -26,6 +28,7 @@ from agent.wireguard.device import Device
 
 __all__ = [
     "Applied",
+    "Guard",
     "Inbox",
     "Link",
     "Operator",
@@ -155,6 +158,49 @@ class Link(Protocol):
 
     async def close(self) -> None:
         """Let go of the device; the interface stays."""
+
+
+class Guard(Protocol):
+    """The kernel's own guard over the interface (rules 11 to 13): it ends sessions without the agent.
+
+    Every method may be repeated, is all or nothing, and raises GuardError. Order on a grant: element,
+    then peer; on an end: peer, then element; when the link was made: table, then peers, then up.
+    """
+
+    async def read(self) -> GuardContents | None:
+        """What our table holds now, with the seconds that are left; None if there is no table."""
+
+    async def raise_(
+        self, admissions: Mapping[PublicKey, Admission], lease: float | None
+    ) -> Mapping[PublicKey, str]:
+        """Have the table, whole, and these peers admitted; return who could not be, and why.
+
+        A missing table is made with them in it at once; one that is there is adopted, keeps its
+        elements and loses no packet. Has to be called after the link was made (again): the chain at
+        its ingress hook goes with it. ``lease`` as for ``renew_lease``.
+        """
+
+    async def lower(self) -> bool:
+        """Remove the table; return whether it was there."""
+
+    async def admit(self, admissions: Mapping[PublicKey, Admission]) -> Mapping[PublicKey, str]:
+        """Write these peers' elements anew; return who could not be admitted, and why.
+
+        No packet of a peer that was admitted before is lost, and no peer holds back another. A peer
+        that needs a session stays barred without one, also within an exempt peer's wider prefix.
+        """
+
+    async def dismiss(self, prefixes: Iterable[Prefix]) -> None:
+        """Remove what there is of these prefixes, expired or not; before a new owner is admitted."""
+
+    async def renew_lease(self, seconds: float | None) -> None:
+        """Let sessions' traffic pass for so many seconds from now; None or 0: no lease is asked for."""
+
+    async def disturbed(self) -> None:
+        """Return once the table itself was changed since the last call, perhaps by us: read it."""
+
+    def close(self) -> None:
+        """Let go of nftables; the table stays."""
 
 
 class Operator(Protocol):

@@ -17,7 +17,19 @@ from agent import audit, clock, overview
 from agent.books import Books
 from agent.encoding import format_key
 from agent.errors import AgentError, DeviceError, InvalidMessage
-from agent.events import AskPlan, Changes, Configure, End, Event, Observe, Pulled, Reap, Step, Tick
+from agent.events import (
+    AskPlan,
+    Changes,
+    Configure,
+    End,
+    Event,
+    LookAtGuard,
+    Observe,
+    Pulled,
+    Reap,
+    Step,
+    Tick,
+)
 from agent.fence import Fence, Position, Verdict
 from agent.journal import Contact, Journal
 from agent.keeper import Keeper
@@ -32,6 +44,7 @@ from agent.ports import Link, Outcome
 from agent.reporting import Reporting
 from agent.sessions import Limits
 from agent.state import State, UnknownPeer
+from agent.warden import Warden
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +70,7 @@ class Reconciler:
         read_clock: Callable[[], Now] = clock.read,
         core_lost_grace: float = 0.0,
         alive: Callable[[], None] = lambda: None,
+        warden: Warden | None = None,
     ) -> None:
         self.pull_wanted = asyncio.Event()
         self.settled = asyncio.Event()
@@ -66,8 +80,14 @@ class Reconciler:
         self.core_connected = False
         self.core_error = ""
         self._books = Books(journal, state)
+        self._warden = warden
         self._keeper = Keeper(
-            state=state, link=link, books=self._books, metrics=metrics, read_clock=read_clock
+            state=state,
+            link=link,
+            books=self._books,
+            metrics=metrics,
+            read_clock=read_clock,
+            warden=warden,
         )
         self.writer = self._keeper.writer
         self.reports = Reporting(state, read_clock, self._books.reported)
@@ -143,6 +163,10 @@ class Reconciler:
         """Look at the interface: handshakes, counters, drift, idle sessions."""
         self._queue.put_nowait(Observe())
 
+    def guard_disturbed(self) -> None:
+        """The kernel says that the guard's table was changed."""
+        self._queue.put_nowait(LookAtGuard())
+
     def configure(self, limits: Limits, core_lost_grace: float) -> None:
         """Take other ceilings from the configuration."""
         self.core_lost_grace = core_lost_grace
@@ -168,6 +192,7 @@ class Reconciler:
             "expiry_late": self.expiry_late,
             "journal_ok": self._books.ok,
             "device_error": self._broken,
+            "guard_error": "" if self._warden is None else self._warden.fault,
             "reap_backlog": len(self.writer.to_reap),
         }
         return overview.status(self.state, self.writer.mirror, self._clock(), about)
@@ -241,11 +266,12 @@ class Reconciler:
             self.state.tick(now)
             self._check_core_lost(now)
             await self._reconcile(step)
+            await self._keeper.tick()
         except AgentError as error:
             self._note_broken(error)
             self._fail(step, error)
         else:
-            self._note_broken(step.not_seen)
+            self._note_broken(step.not_seen or self._keeper.link_fault)
             self._answer(step)
         self._metrics.sessions_active.set(len(self.state.sessions))
         self._metrics.reap_backlog.set(len(self.writer.to_reap))
@@ -286,6 +312,8 @@ class Reconciler:
                 event.ended = self.state.end(keys, self._clock())
             case Configure(limits):
                 self.state.configure(limits, self._clock())
+            case LookAtGuard():
+                await self._keeper.look_at_guard()
             case AskPlan(answer):
                 await self._answer_plan(answer)
             case Tick() | Reap():
@@ -367,6 +395,7 @@ class Reconciler:
         to go because of it.
         """
         self._alive()
+        await self._keeper.tick()
         state, before = self.state, len(self.state.ends)
         others: list[Event] = []
         while not self._queue.empty():

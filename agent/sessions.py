@@ -128,7 +128,7 @@ class Session:
                 boot = anchor(self.ends_at, core_time, now).boot
                 return replace(session, deadline=Deadline(boot, self.deadline.wall))
             return session
-        ends_at = hard_end(grant, max_lifetime)
+        ends_at = hard_end(grant, max_lifetime, core_time)
         return replace(
             session,
             expires_at=grant.expires_at,
@@ -144,9 +144,12 @@ class Session:
         return replace(self, ends_at=ends_at, deadline=self.deadline.earlier_by(self.ends_at - ends_at))
 
 
-def hard_end(grant: Grant, max_lifetime: float) -> float:
-    """Return the latest moment of a grant in core's time."""
-    return min(grant.expires_at, grant.granted_at + max_lifetime)
+def hard_end(grant: Grant, max_lifetime: float, core_time: float) -> float:
+    """Return the latest moment of a grant in core's time.
+
+    A ``granted_at`` that is still to come counts as now: it can't put off the operator's ceiling.
+    """
+    return min(grant.expires_at, min(grant.granted_at, core_time) + max_lifetime)
 
 
 def begin(
@@ -160,7 +163,7 @@ def begin(
     base: tuple[int, int],
 ) -> Session:
     """Return the session that a grant begins; ``base`` is the peer's (rx, tx) in bytes so far."""
-    ends_at = hard_end(grant, max_lifetime)
+    ends_at = hard_end(grant, max_lifetime, core_time)
     return Session(
         id=grant.id,
         public_key=key,

@@ -504,6 +504,7 @@ class State:
                 self.sessions[key] = shorter
                 self._deadlines.put(key, shorter.deadline)
                 self.to_journal[key] = None
+                self.dirty.add(key)
         self._expire(now)
 
     def _mfa_switched_on(self, key: PublicKey) -> None:

@@ -68,8 +68,8 @@ def test_cores_time_is_server_time_and_boot_time_since_the_request_was_sent() ->
 
 def test_max_lifetime_counts_from_granted_at() -> None:
     late = grant("s-1", 1, granted_at=CORE - 100.0, expires_at=CORE + DAY)
-    assert hard_end(late, 150.0) == CORE + 50.0
-    assert hard_end(late, DAY * 2) == CORE + DAY
+    assert hard_end(late, 150.0, CORE) == CORE + 50.0
+    assert hard_end(late, DAY * 2, CORE) == CORE + DAY
 
 
 def test_of_two_ceilings_the_stricter_wins() -> None:

@@ -84,7 +84,12 @@ async def _look_at_host(config: Config, snapshot: Snapshot | None) -> list[Findi
     listed = () if snapshot is None else snapshot.peers
     prefixes = [prefix for peer in listed if peer.fault is None for prefix in peer.allowed_ips]
     support, backend = await check_host.wireguard(config)
-    findings = [check_host.permission(), support, check_host.nftables()]
+    permission = check_host.permission()
+    findings = [permission, support]
+    if permission.mark is Mark.FAULT:
+        findings.append(skipped("guard", "it takes the permission that is missing"))
+    else:
+        findings += await check_host.guard(config)
     findings += check_host.is_forwarding(addresses, prefixes)
     if snapshot is None:
         findings.append(skipped("routes", "core's list is not known"))

@@ -11,7 +11,8 @@ from typing import Final
 
 from agent.commands.findings import Finding, Mark, fault, ok, skipped
 from agent.config import Config, Listen
-from agent.errors import ConfigError, DeviceError
+from agent.errors import ConfigError, DeviceError, GuardError
+from agent.firewall import Firewall
 from agent.model import InterfaceAddress, Prefix, Snapshot
 from agent.wireguard import userspace
 from agent.wireguard.interface import (
@@ -116,12 +117,29 @@ async def _could_be_made(wanted: str, program: str) -> Finding:
     return ok("wireguard", f"{program} will implement it")
 
 
-def nftables() -> Finding:
-    """Say whether nftables can be used; it is the kernel's own guard of deadlines."""
-    path = shutil.which("nft")
-    if path is None:
-        return Finding("nftables", Mark.INFO, "there is no nft program", "apt install nftables")
-    return Finding("nftables", Mark.INFO, f"{path} is there")
+async def guard(config: Config) -> list[Finding]:
+    """Judge whether the kernel's own guard of deadlines can be had; nothing is changed."""
+    firewall = Firewall(config.interface.name)
+    mark = Mark.FAULT if config.firewall.required else Mark.WARNING
+    try:
+        lacking = await firewall.support()
+        if lacking:
+            return [Finding("guard", mark, lack.message, lack.hint) for lack in lacking]
+        bypasses = await firewall.flowtables()
+    except GuardError as error:
+        return [Finding("guard", mark, error.message, error.hint)]
+    finally:
+        firewall.close()
+    return [ok("guard", "nftables can guard the deadlines of sessions")] + [
+        Finding(
+            "guard",
+            Mark.WARNING,
+            f"the flowtable {name} takes in {config.interface.name}: established flows to a peer whose "
+            "session is over pass until the peer is removed",
+            f"take {config.interface.name} out of the flowtable's devices",
+        )
+        for name in bypasses
+    ]
 
 
 def is_forwarding(addresses: Iterable[InterfaceAddress], prefixes: Iterable[Prefix]) -> list[Finding]:

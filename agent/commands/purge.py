@@ -11,7 +11,8 @@ from typing import Final
 from agent.commands.chosen import choose
 from agent.commands.output import console, print_json, say
 from agent.config import Config
-from agent.errors import AgentError
+from agent.errors import AgentError, GuardError
+from agent.firewall import Firewall
 from agent.lock import InterfaceLock
 from agent.wireguard.interface import remove_interface
 
@@ -24,7 +25,7 @@ def execute(arguments: argparse.Namespace) -> int:
     config = choose(arguments).load()
     name = config.interface.name
     with InterfaceLock(config.paths.runtime, name):
-        had_interface = asyncio.run(remove_interface(name))
+        had_interface, had_table = asyncio.run(_take_down(name))
         removed = _remove([*_journal(config), config.control_socket])
         kept: list[Path] = []
         if os.path.lexists(config.private_key_file):
@@ -37,6 +38,7 @@ def execute(arguments: argparse.Namespace) -> int:
             {
                 "interface": name,
                 "interface_removed": had_interface,
+                "table_removed": had_table,
                 "removed": [str(path) for path in removed],
                 "kept": [str(path) for path in kept],
             }
@@ -44,12 +46,29 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     to = console()
     say(to, f"{name}: removed" if had_interface else f"{name}: there was no such interface")
+    if had_table:
+        say(to, f"the guard of {name}: removed from nftables")
     for path in removed:
         say(to, f"{path}: removed")
     for path in kept:
         why = "a credential of systemd's" if _is_credential(path) else "remove it with --key"
         say(to, f"{path}: kept, the gateway's private key ({why})")
     return 0
+
+
+async def _take_down(name: str) -> tuple[bool, bool]:
+    """Remove the interface, then the guard's table: peers first, table last. Whether each was there."""
+    had_interface = await remove_interface(name)
+    firewall = Firewall(name)
+    try:
+        return had_interface, await firewall.lower()
+    except GuardError:
+        # A host without nftables has no table of ours either.
+        if await firewall.support():
+            return had_interface, False
+        raise
+    finally:
+        firewall.close()
 
 
 def _journal(config: Config) -> list[Path]:

@@ -183,7 +183,7 @@ class CoreClient:
         with _translated(stream=stream):
             # A stream's answer may take as long as it likes; its opening may not.
             async with asyncio.timeout(self._deadline) as deadline:
-                response = await self._client.send(request, stream=True)
+                response = await self._send(request)
                 self._heard()
                 if stream:
                     deadline.reschedule(None)
@@ -208,6 +208,15 @@ class CoreClient:
                 size += len(chunk)
                 if size > IGNORED_BODY_SIZE:
                     return
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._client.send(request, stream=True)
+        except (httpx.InvalidURL, httpx.CookieConflict, ValueError):
+            # httpx reads a Location or a cookie even where it is not to follow it.
+            raise CoreUnavailable(
+                "core's answer has headers that can't be read", "is there a proxy or a portal before it?"
+            ) from None
 
     async def _read(self, response: httpx.Response) -> bytes:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()

@@ -8,7 +8,7 @@ given out even without data, for the same reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from agent.errors import InvalidMessage
@@ -24,7 +24,7 @@ class ServerEvent:
 
     type: str
     id: str
-    data: bytes
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,7 +231,11 @@ def show_key(arguments: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``client``'s arguments."""
-    root = argparse.ArgumentParser(prog="python -m agent.sandbox client", description=__doc__)
+    root = argparse.ArgumentParser(
+        prog="python -m agent.sandbox client",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = root.add_subparsers(dest="command", required=True)
 
     key = commands.add_parser("key", help="print the device's public key")

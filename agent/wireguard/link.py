@@ -57,7 +57,12 @@ class WireGuardLink:
         mtu = config.mtu if settings.mtu is None else settings.mtu
         addresses = config.addresses if settings.addresses is None else settings.addresses
         self.listen_port, self.fwmark = port or None, fwmark
-        await self.device.configure(DeviceConfig(self._private_key, self.listen_port, fwmark))
+        try:
+            await self.device.configure(DeviceConfig(self._private_key, self.listen_port, fwmark))
+        except DeviceError:
+            # The kernel stops at a port that is taken, before it has looked at the key.
+            await self.device.configure(DeviceConfig(self._private_key))
+            raise
         changes = await configure_link(config.name, addresses, mtu, self.addresses)
         kept = tuple(a for a in self.addresses if a not in changes.removed)
         self.addresses = tuple(dict.fromkeys((*kept, *changes.added)))

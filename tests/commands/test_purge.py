@@ -69,6 +69,7 @@ def test_the_journal_goes_and_the_private_key_only_when_asked(
     assert json.loads(capsys.readouterr().out) == {
         "interface": "wgnone",
         "interface_removed": False,
+        "table_removed": False,
         "removed": [str(key)],
         "kept": [],
     }

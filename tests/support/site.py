@@ -304,7 +304,7 @@ format = "json"
 
     def attach(self, client: Client) -> None:
         """Give the client a namespace of its own, cabled to the gateway, and an interface."""
-        number = self.core.do(lambda core: core.directory.devices("hq")).index(client.device) % 200 + 1
+        number = client.device.id % 200 + 1
         client.space = self.network.namespace(f"client{number}")
         client.cable = f"10.200.{number}"
         self.network.link(self.gateway, f"{client.cable}.1/24", client.space, f"{client.cable}.2/24")

@@ -70,8 +70,6 @@ token_file = "{folder}/core.token"
 interval = {stats_interval}
 [http]
 listen = "127.0.0.1:{metrics_port}"
-[firewall]
-required = false
 [paths]
 state = "{folder}/state"
 runtime = "{folder}/run"

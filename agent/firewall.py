@@ -1,0 +1,405 @@
+"""The kernel's own guard in force: one nftables table of ours for the interface (rules 11 to 13).
+
+Inbound packets are judged at the link's ingress hook, where no flowtable passes by, outbound ones in
+postrouting; what is admitted stands in sets, and a session's element carries the session's remaining
+life, so that the kernel ends it whatever becomes of the agent. Elements are changed, the table is not
+rebuilt while anybody uses it: replacing a table loses packets.
+
+All work is done in one worker thread, one call after another, and each call is one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple, TypeVar
+
+from agent import ruleset
+from agent.errors import GuardError
+from agent.guard import Admission, GuardContents
+from agent.model import Prefix, PublicKey
+from agent.nft import INSTALL, Library, Nft, NftError, Program, open_nft
+from agent.nftlist import Listing, flowtables, mend, parse
+from agent.nftwatch import Watch
+
+T = TypeVar("T")
+
+_BATCH: Final = 10_000
+"""Peers in one transaction."""
+_LARGE: Final = 1 << 16
+"""Commands of so many bytes take ten times as long while the kernel has to tell us of each element."""
+_HOPELESS: Final = 100
+"""Refusals one by one, without a single success, after which the rest need not be tried."""
+
+
+class Lack(NamedTuple):
+    """Something that the guard needs and this host has not: what it is, and what to do."""
+
+    message: str
+    hint: str
+
+
+class Firewall:
+    """The ``Guard`` of ``agent.ports``, over nftables; every method raises GuardError.
+
+    ``nft`` is for tests; by default it is libnftables or else the program, found at the first use.
+    """
+
+    def __init__(self, interface: str, nft: Nft | None = None) -> None:
+        self._interface = interface
+        self._nft = nft
+        # Its thread starts in the namespace of the first caller, and the sockets are opened in it.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="nftables")
+        self._sets: frozenset[ruleset.PrefixSet] | None = None
+        self._leased = True
+        self._watch: Watch | None = None
+
+    async def read(self) -> GuardContents | None:
+        """Return what our table holds now, None if there is no table."""
+        return await self._do(self._read)
+
+    async def raise_(
+        self, admissions: Mapping[PublicKey, Admission], lease: float | None
+    ) -> Mapping[PublicKey, str]:
+        """Have the table, whole, and these peers admitted; return who could not be, and why.
+
+        A table that is missing is made with them in it, in one transaction. One that is there keeps
+        its elements; only what is missing or foreign in its chains and rules is put right, such as
+        the hook on a link that was made again. ``lease`` as for ``renew_lease``. The link must exist.
+        """
+        return await self._do(lambda: self._raise(dict(admissions), lease))
+
+    async def lower(self) -> bool:
+        """Remove the table; return whether it was there."""
+        return await self._do(self._lower)
+
+    async def admit(self, admissions: Mapping[PublicKey, Admission]) -> Mapping[PublicKey, str]:
+        """Write these peers' elements, new or not; return who could not be admitted, and why.
+
+        A peer that needs a session is barred without one from here on, whoever else's wider prefix
+        its own lie in, until it is dismissed. One bad peer does not hold back the others.
+        """
+        return await self._do(lambda: self._admit(dict(admissions)))
+
+    async def dismiss(self, prefixes: Iterable[Prefix]) -> None:
+        """Remove these prefixes' elements, whether they are there or not.
+
+        Where a prefix passes from one peer to another, dismiss it before the new owner is admitted.
+        """
+        gone = tuple(prefixes)
+        await self._do(lambda: self._dismiss(gone))
+
+    async def renew_lease(self, seconds: float | None) -> None:
+        """Let sessions' traffic pass for so many seconds from now; None or 0: for good."""
+        await self._do(lambda: self._renew_lease(seconds))
+
+    async def support(self) -> tuple[Lack, ...]:
+        """Return what this host lacks for the guard; nothing is changed, the kernel is only asked."""
+        return await self._do(self._support)
+
+    async def flowtables(self) -> tuple[str, ...]:
+        """Return the foreign flowtables that take in the interface, by family, table and name.
+
+        Established flows that they carry pass by postrouting: what is sent to a peer whose session is
+        over is then stopped by the peer's removal only. What it sends is stopped all the same.
+        """
+        return await self._do(lambda: flowtables(self._run("list flowtables"), self._interface))
+
+    async def disturbed(self) -> None:
+        """Return once the table itself was changed since the last call, by whomever: time to read it.
+
+        The first call subscribes. Foreign changes of single elements are not told: ``read`` finds them.
+        """
+        if self._watch is None:
+            self._watch = Watch(ruleset.table_name(self._interface))
+        await self._watch.changed()
+
+    def close(self) -> None:
+        """Let go of nftables; the table stays."""
+        if isinstance(self._nft, (Library, Program)):
+            self._worker.submit(self._nft.close)
+        self._worker.shutdown()
+        if self._watch is not None:
+            self._watch.close()
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    # In the worker thread.
+
+    def _run(self, commands: Iterable[str] | str, *, terse: bool = False, dry_run: bool = False) -> str:
+        if self._nft is None:
+            self._nft = open_nft()
+        text = commands if isinstance(commands, str) else "\n".join(commands)
+        if not text:
+            return ""
+        if self._watch is None or len(text) < _LARGE:
+            return self._nft.run(f"{text}\n", terse=terse, dry_run=dry_run)
+        with self._watch.deaf():
+            printed = self._nft.run(f"{text}\n")
+        self._check()
+        return printed
+
+    def _list(self, *, terse: bool) -> Listing | None:
+        """The table as it is, None without one; raises GuardError for one that is not ours."""
+        name = ruleset.table(self._interface)
+        # Asked for by name a table that is not there is an error like any other.
+        if f"table {name}" not in self._run("list tables").splitlines():
+            return None
+        try:
+            text = self._run(f"list table {name}", terse=terse)
+        except NftError:
+            if f"table {name}" not in self._run("list tables").splitlines():
+                return None
+            raise
+        try:
+            listing = parse(text)
+        except ValueError as error:
+            raise GuardError(
+                f"the table {name} can't be read: {error}", "report it with nft's version"
+            ) from None
+        if not listing.owned:
+            raise GuardError(
+                f"there is a table {name} that wg-agent did not make",
+                f"rename it, or remove it by: nft delete table {name}",
+            )
+        return listing
+
+    def _read(self) -> GuardContents | None:
+        listing = self._list(terse=False)
+        if listing is None:
+            self._sets = None
+            return None
+        self._remember(listing)
+        return listing.contents(self._interface)
+
+    def _remember(self, listing: Listing) -> frozenset[ruleset.PrefixSet]:
+        self._sets = sets = frozenset(listing.sets)
+        leased = listing.leased(self._interface)
+        if leased is not None:
+            self._leased = leased
+        return sets
+
+    def _known(self) -> frozenset[ruleset.PrefixSet]:
+        """The table's sets; asks the kernel if they are not known."""
+        return self._check() if self._sets is None else self._sets
+
+    def _check(self) -> frozenset[ruleset.PrefixSet]:
+        """Return the sets of a table that is whole; raises GuardError if it is not."""
+        self._sets = None
+        listing = self._list(terse=True)
+        if listing is None:
+            faults = ["it is gone"]
+        else:
+            sets = self._remember(listing)
+            faults = listing.faults(self._interface, leased=self._leased)
+            if not faults:
+                return sets
+        self._sets = None
+        raise GuardError(
+            f"the table {ruleset.table(self._interface)} is not whole: {faults[0]}",
+            "the agent raises it again",
+        )
+
+    def _raise(self, admissions: dict[PublicKey, Admission], lease: float | None) -> dict[PublicKey, str]:
+        leased = bool(lease)
+        renewal = ruleset.renew(self._interface, lease) if lease else []
+        listing = self._list(terse=True)
+        if listing is None or listing.broken_sets:
+            return self._make(admissions, renewal, leased=leased, replace=listing is not None)
+        self._remember(listing)
+        if listing.faults(self._interface, leased=leased):
+            sets = ruleset.ALWAYS | listing.sets.keys()
+            self._run([*mend(self._interface, listing, sets, leased=leased), *renewal])
+            self._sets = frozenset(sets)
+        else:
+            self._run(renewal)
+        self._leased = leased
+        return self._admit(admissions)
+
+    def _make(
+        self,
+        admissions: dict[PublicKey, Admission],
+        renewal: list[str],
+        *,
+        leased: bool,
+        replace: bool,
+    ) -> dict[PublicKey, str]:
+        refused, usable = _sort_out(admissions)
+        first = dict(list(usable.items())[:_BATCH])
+        name = ruleset.table(self._interface)
+        start = [f"delete table {name}"] if replace else []
+        start += [*ruleset.create(self._interface, ruleset.ALWAYS, leased=leased), *renewal]
+        elements, sets = ruleset.admit(self._interface, first.values(), ruleset.ALWAYS)
+        try:
+            self._run([*start, *elements])
+        except NftError:
+            # A bad peer, or the table itself: which, is seen without the peers.
+            self._run(start)
+            first, sets = {}, ruleset.ALWAYS
+        self._sets, self._leased = sets, leased
+        rest = {key: admission for key, admission in usable.items() if key not in first}
+        return refused | self._admit(rest)
+
+    def _lower(self) -> bool:
+        listing = self._list(terse=True)
+        self._sets = None
+        if listing is None:
+            return False
+        name = ruleset.table(self._interface)
+        self._run([f"add table {name}", f"delete table {name}"])
+        return True
+
+    def _admit(self, admissions: dict[PublicKey, Admission]) -> dict[PublicKey, str]:
+        refused, usable = _sort_out(admissions)
+        items = list(usable.items())
+        for start in range(0, len(items), _BATCH):
+            refused |= self._try(items[start : start + _BATCH])
+        return refused
+
+    def _try(self, admissions: list[tuple[PublicKey, Admission]]) -> dict[PublicKey, str]:
+        """Admit them in one transaction, or in as few as it takes to leave out the bad ones."""
+        refused: dict[PublicKey, str] = {}
+        waiting, succeeded = [admissions], False
+        while waiting:
+            some = waiting.pop()
+            commands, sets = ruleset.admit(self._interface, (a for _, a in some), self._known())
+            try:
+                self._run(commands)
+            except NftError as error:
+                self._check()
+                if len(some) > 1:
+                    middle = len(some) // 2
+                    waiting += [some[middle:], some[:middle]]
+                else:
+                    refused[some[0][0]] = error.message
+                if not succeeded and len(refused) >= _HOPELESS:
+                    raise GuardError(
+                        f"no peer can be admitted: {error.message}", "look at the kernel's log and memory"
+                    ) from None
+            else:
+                self._sets, succeeded = sets, True
+        return refused
+
+    def _dismiss(self, prefixes: tuple[Prefix, ...]) -> None:
+        for start in range(0, len(prefixes), _BATCH):
+            some = prefixes[start : start + _BATCH]
+            try:
+                self._run(ruleset.dismiss(self._interface, some, self._known()))
+            except NftError:
+                self._check()
+                self._run(ruleset.dismiss(self._interface, some, self._known()))
+
+    def _renew_lease(self, seconds: float | None) -> None:
+        self._known()
+        leased = bool(seconds)
+        renewal = ruleset.renew(self._interface, seconds) if seconds else []
+        try:
+            if leased == self._leased:
+                self._run(renewal)
+                return
+        except NftError:
+            self._check()
+            raise
+        listing = self._list(terse=True)
+        if listing is None:
+            self._check()
+            return
+        self._run([*mend(self._interface, listing, listing.sets, leased=leased), *renewal])
+        self._leased = leased
+
+    def _support(self) -> tuple[Lack, ...]:
+        try:
+            name = ruleset.table_name(self._interface)
+            self._run("list tables")
+        except ValueError as error:
+            return (Lack(str(error), "give the interface another name, such as wg0"),)
+        except NftError as error:
+            return (_no_access(error),)
+        except GuardError as error:
+            return (Lack(error.message, error.hint),)
+        names = {interface for _, interface in socket.if_nameindex()}
+        device = self._interface if self._interface in names else "lo"
+        trial = [
+            line.replace(f"inet {name}", "inet wg_agent_trial").replace(
+                f'device "{self._interface}"', f'device "{device}"'
+            )
+            for line in ruleset.create(self._interface, ruleset.ALWAYS, leased=True)
+        ]
+        try:
+            self._run(trial, dry_run=True)
+        except NftError as error:
+            return tuple(self._lacking(device)) or (
+                Lack(
+                    f"the kernel refuses the guard's table ({error.message})",
+                    f"run Linux 5.10 or newer; {INSTALL}",
+                ),
+            )
+        return ()
+
+    def _lacking(self, device: str) -> Iterable[Lack]:
+        table = "inet wg_agent_trial"
+        ingress = f'type filter hook ingress device "{device}" priority 0; policy drop;'
+        parts: tuple[tuple[str, list[str], str], ...] = (
+            (
+                "tables of nftables",
+                [],
+                "the kernel needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET (modprobe nf_tables)",
+            ),
+            (
+                "sets whose elements time out",
+                [f"add set {table} s {{ type ipv4_addr; timeout 1s; }}"],
+                "run Linux 5.10 or newer with nftables' hash sets (modprobe nf_tables)",
+            ),
+            (
+                "inet chains at the ingress hook",
+                [f"add chain {table} c {{ {ingress} }}"],
+                "run Linux 5.10 or newer with CONFIG_NETFILTER_INGRESS",
+            ),
+            (
+                "inet chains in postrouting",
+                [f"add chain {table} c {{ type filter hook postrouting priority 0; }}"],
+                "the kernel needs CONFIG_NF_TABLES_INET",
+            ),
+        )
+        for what, commands, hint in parts:
+            with contextlib.suppress(NftError):
+                self._run([f"add table {table}", *commands], dry_run=True)
+                continue
+            yield Lack(f"the kernel has no {what}", hint)
+
+
+def _no_access(error: NftError) -> Lack:
+    if "permitted" in error.message or "denied" in error.message:
+        return Lack(
+            "no permission to use nftables: CAP_NET_ADMIN is missing",
+            "run as root, or by the unit wg-agent@.service, which grants it; "
+            "a container needs --cap-add NET_ADMIN",
+        )
+    return Lack(
+        f"the kernel does not answer for nftables ({error.message})",
+        "the kernel needs CONFIG_NF_TABLES (modprobe nf_tables)",
+    )
+
+
+def _sort_out(
+    admissions: Mapping[PublicKey, Admission],
+) -> tuple[dict[PublicKey, str], dict[PublicKey, Admission]]:
+    """Who can't be admitted whatever the kernel says, and why; and all whose elements are to be written.
+
+    A session that is over is among both: its peer is barred from now on.
+    """
+    refused: dict[PublicKey, str] = {}
+    usable: dict[PublicKey, Admission] = {}
+    for key, admission in admissions.items():
+        prefixes, remaining = admission
+        if not all(map(ruleset.is_prefix, prefixes)):
+            refused[key] = "one of its prefixes is none"
+            continue
+        usable[key] = admission
+        if remaining is not None and ruleset.duration(remaining) is None:
+            refused[key] = "less than 10 ms of its session is left"
+    return refused, usable

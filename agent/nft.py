@@ -1,0 +1,141 @@
+"""Running nftables' commands: in this process by libnftables, else by the program ``nft``.
+
+In the process a change takes a fraction of a millisecond; starting the program takes tens. Both block,
+and both act in the network namespace of the calling thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+from typing import Final, Protocol
+
+from agent.errors import GuardError
+
+INSTALL: Final = "install nftables (apt install nftables, dnf install nftables)"
+_LIBRARY: Final = "libnftables.so.1"
+_PROGRAM: Final = "nft"
+_PROGRAM_TIMEOUT: Final = 120.0
+_NETLINK_NETFILTER: Final = 12  # linux/netlink.h
+_TERSE: Final = 1 << 11  # NFT_CTX_OUTPUT_TERSE, nftables/libnftables.h
+_SHOWN: Final = 300
+
+
+class NftError(GuardError):
+    """nftables refused a transaction: nothing of it is in force."""
+
+
+class Nft(Protocol):
+    """Runs commands of nft's language; not for two threads at once."""
+
+    def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+        """Carry out all commands in one transaction and return what they print.
+
+        ``terse`` lists without elements, ``dry_run`` has the kernel judge and discard it all. Raises
+        NftError with the first thing that nftables said.
+        """
+
+
+class Library:
+    """libnftables in this process; raises GuardError where it can't be had."""
+
+    def __init__(self) -> None:
+        try:
+            # libnftables ends the whole process if it can't open its socket: see first.
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+        except OSError as error:
+            raise GuardError(
+                f"no netlink socket of netfilter's can be opened: {error.strerror}",
+                "the kernel needs CONFIG_NF_TABLES; a unit needs AF_NETLINK in RestrictAddressFamilies",
+            ) from None
+        try:
+            lib = ctypes.CDLL(_LIBRARY)
+        except OSError:
+            raise GuardError(f"{_LIBRARY} is not there", INSTALL) from None
+        lib.nft_ctx_new.argtypes, lib.nft_ctx_new.restype = [ctypes.c_uint32], ctypes.c_void_p
+        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
+            getattr(lib, name).argtypes = [ctypes.c_void_p]
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(lib, name).argtypes = [ctypes.c_void_p]
+            getattr(lib, name).restype = ctypes.c_char_p
+        lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+        lib.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
+        lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._lib = lib
+        self._context: int | None = None
+
+    def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+        """As ``Nft.run``. The context's socket is opened by the first call, in its thread's namespace."""
+        lib = self._lib
+        if self._context is None:
+            self._context = lib.nft_ctx_new(0)
+            if not self._context:
+                raise GuardError("libnftables can't be started", "is the machine out of memory?")
+            lib.nft_ctx_buffer_output(self._context)
+            lib.nft_ctx_buffer_error(self._context)
+        lib.nft_ctx_output_set_flags(self._context, _TERSE if terse else 0)
+        lib.nft_ctx_set_dry_run(self._context, dry_run)
+        status = lib.nft_run_cmd_from_buffer(self._context, commands.encode("ascii"))
+        printed: bytes = lib.nft_ctx_get_output_buffer(self._context) or b""
+        said: bytes = lib.nft_ctx_get_error_buffer(self._context) or b""
+        if status:
+            raise NftError(_first(said.decode(errors="replace")))
+        return printed.decode(errors="replace")
+
+    def close(self) -> None:
+        """Free the context; nothing happens a second time."""
+        if self._context is not None:
+            self._lib.nft_ctx_free(self._context)
+            self._context = None
+
+
+class Program:
+    """The program ``nft``; raises GuardError where it is not installed."""
+
+    def __init__(self) -> None:
+        path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+        program = shutil.which(_PROGRAM, path=path)
+        if program is None:
+            raise GuardError(f"the program {_PROGRAM} is not there", INSTALL)
+        self._program = program
+
+    def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+        """As ``Nft.run``, within two minutes."""
+        flags = [*(["-t"] if terse else []), *(["-c"] if dry_run else [])]
+        try:
+            done = subprocess.run(
+                [self._program, *flags, "-f", "-"],
+                input=commands.encode("ascii"),
+                capture_output=True,
+                check=False,
+                timeout=_PROGRAM_TIMEOUT,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NftError(f"{self._program} did not run: {error}") from None
+        if done.returncode:
+            raise NftError(_first(done.stderr.decode(errors="replace")))
+        return done.stdout.decode(errors="replace")
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def open_nft() -> Library | Program:
+    """Return what there is, the library first; raises GuardError where neither can be had."""
+    try:
+        return Library()
+    except GuardError as lacking:
+        try:
+            return Program()
+        except GuardError:
+            raise lacking from None
+
+
+def _first(said: str) -> str:
+    for line in said.splitlines():
+        if "rror: " in line:
+            return f"nftables: {line.partition('rror: ')[2][:_SHOWN]}"
+    return f"nftables: {said.strip()[:_SHOWN] or 'no reason given'}"

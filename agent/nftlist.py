@@ -1,0 +1,278 @@
+"""The guard's table as nft lists it: read back, judged, and put right.
+
+nft's native listing is read rather than its JSON, which rounds times to whole seconds and (1.0.6) leaves
+out the device of an inet chain. Rules are known by the digest in their comment, because every version of
+nft words the same rule in its own way.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from agent.guard import GuardContents
+from agent.model import Prefix
+from agent.ruleset import (
+    ADDRESS,
+    ALWAYS,
+    BASE,
+    CHAINS,
+    LEASE_SET,
+    OWNER,
+    Kind,
+    PrefixSet,
+    add_base_chain,
+    add_rules,
+    add_set,
+    rules,
+    table,
+)
+
+_SET_NAME: Final = re.compile(rf"({'|'.join(k.value for k in Kind)})([46])_(\d{{1,3}})")
+
+
+class Hook(NamedTuple):
+    """Where a base chain is hooked in: hook, device ("" for none), priority, policy."""
+
+    hook: str
+    device: str
+    priority: str
+    policy: str
+
+
+def _hook(interface: str, chain: str) -> Hook:
+    if chain == "ingress":
+        return Hook("ingress", interface, "0", "drop")
+    return Hook("postrouting", "", "0", "accept")
+
+
+@dataclass(slots=True)
+class HeldChain:
+    """A chain as listed: its hook (None: not a base chain) and its rules' comments ("" for none)."""
+
+    hook: Hook | None = None
+    rules: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Listing:
+    """The table as nft lists it. ``owned`` tells by its comment whether it is ours."""
+
+    owned: bool = False
+    sets: dict[PrefixSet, dict[str, float]] = field(default_factory=dict)
+    lease: dict[str, float] | None = None
+    broken_sets: list[str] = field(default_factory=list)
+    chains: dict[str, HeldChain] = field(default_factory=dict)
+
+    def leased(self, interface: str) -> bool | None:
+        """Whether the chains demand the agent's lease; None if they are not all as we make them."""
+        for leased in (True, False):
+            if not self.faults(interface, leased=leased):
+                return leased
+        return None
+
+    def faults(self, interface: str, *, leased: bool) -> list[str]:
+        """Return what is missing or foreign in sets, chains and rules, in words."""
+        faults = [f"the set {name} is not as the agent made it" for name in self.broken_sets]
+        if self.lease is None and LEASE_SET not in self.broken_sets:
+            faults.append(f"the set {LEASE_SET} is gone")
+        faults += [f"the set {one} is gone" for one in sorted(ALWAYS - self.sets.keys())]
+        expected: dict[str, list[str]] = {chain: [] for chain in CHAINS}
+        for rule in rules(interface, self.sets, leased=leased):
+            expected[rule.chain].append(rule.comment)
+        for name, comments in expected.items():
+            chain = self.chains.get(name)
+            if chain is None:
+                faults.append(f"the chain {name} is gone")
+            elif chain.hook != (_hook(interface, name) if name in BASE else None):
+                faults.append(f"the chain {name} is not hooked in where it should be")
+            elif (chain.rules if name in BASE else sorted(chain.rules)) != (
+                comments if name in BASE else sorted(comments)
+            ):
+                faults.append(f"the rules of the chain {name} are not those of the agent")
+        faults += [f"there is a foreign chain {name}" for name in self.chains if name not in expected]
+        return faults
+
+    def contents(self, interface: str) -> GuardContents:
+        """Return what the table holds, in the words of the guard."""
+        leased = self.leased(interface)
+        elements: dict[Prefix, float | None] = {}
+        barred: list[Prefix] = []
+        for one, held in self.sets.items():
+            family = ADDRESS[one.version][2]
+            for address, expires in held.items():
+                prefix = Prefix(socket.inet_pton(family, address), one.length)
+                if one.kind is Kind.BARRED:
+                    barred.append(prefix)
+                elif one.kind is Kind.EXEMPT:
+                    elements[prefix] = None
+                else:
+                    elements.setdefault(prefix, expires)
+        return GuardContents(
+            elements,
+            frozenset(barred),
+            (self.lease or {}).get(interface),
+            leased is not False,
+            tuple(self.faults(interface, leased=leased is not False)),
+        )
+
+
+_BLOCK: Final = re.compile(r"(table|set|chain|map|flowtable|counter|quota|limit|secmark|synproxy) .*\{")
+_BASE_CHAIN: Final = re.compile(
+    r'type filter hook (\w+)(?: devices? (?:= )?\{? ?"?([^" ;}]*)"? ?\}?)? priority ([^;]+); policy (\w+);'
+)
+_RULE_COMMENT: Final = re.compile(r'comment "([^"]*)"$')
+_ELEMENT: Final = re.compile(
+    r'\s*"?([^\s",{}]+)"?(?: timeout (?:[0-9dhms]+|never))?(?: expires ([0-9dhms]+))?'
+    r'(?: comment "[^"]*")?\s*([,}])'
+)
+_TIME: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+)s)?(?:(\d+)ms)?")
+
+
+def _seconds(text: str | None) -> float:
+    if text is None:
+        return math.inf
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(f"nft lists an unknown time: {text}")
+    d, h, m, s, ms = (int(group or 0) for group in found.groups())
+    return ((d * 24 + h) * 60 + m) * 60 + s + ms / 1000
+
+
+def parse(text: str) -> Listing:
+    """Read nft's listing of the table, in its native format; raises ValueError for what it can't be."""
+    listing = Listing()
+    lines = iter(text.splitlines())
+    for line in lines:
+        match line.split():
+            case ["comment", *_]:
+                listing.owned |= line.strip() == f'comment "{OWNER}"'
+            case ["set", name, "{"]:
+                _parse_set(listing, name, lines)
+            case ["chain", name, "{"]:
+                listing.chains[name] = _parse_chain(lines)
+            case ["table", *_] | ["}"] | []:
+                pass
+            case _ if _BLOCK.match(line.strip()):
+                for inner in lines:
+                    if inner == "\t}":
+                        break
+            case _:
+                raise ValueError(f"nft lists something unknown: {line.strip()[:80]}")
+    return listing
+
+
+def _parse_set(listing: Listing, name: str, lines: Iterator[str]) -> None:
+    properties: dict[str, str] = {}
+    elements = "}"
+    for line in lines:
+        if line == "\t}":
+            break
+        word, _, rest = line.strip().partition(" ")
+        if word == "elements":
+            chunk = [rest.removeprefix("= {")]
+            while not chunk[-1].endswith("}"):
+                chunk.append(next(lines))
+            elements = "".join(chunk)
+        else:
+            properties[word] = rest
+    properties.pop("size", None)
+    properties.pop("comment", None)
+    timed = properties.pop("timeout", None)
+    # nft leaves "flags timeout" out where the set has a timeout of its own.
+    plain = properties.pop("flags", "timeout" if timed else "") == ("timeout" if timed else "")
+    plain = plain and properties.keys() == {"type"}
+    if name == LEASE_SET:
+        if plain and timed == "1s" and properties["type"] == "ifname":
+            listing.lease = _parse_elements(elements)
+        else:
+            listing.broken_sets.append(name)
+    elif one := _prefix_set(name):
+        wanted = "1s" if one.kind is Kind.SESSION else None
+        if plain and timed == wanted and properties["type"] == ADDRESS[one.version][0]:
+            listing.sets[one] = _parse_elements(elements)
+        else:
+            listing.broken_sets.append(name)
+
+
+def _parse_elements(text: str) -> dict[str, float]:
+    """Return what is left of each element's life in seconds, infinity where nothing is said of it."""
+    elements: dict[str, float] = {}
+    at, end = 0, "}" if text == "}" else ","
+    while end == ",":
+        found = _ELEMENT.match(text, at)
+        if found is None:
+            raise ValueError(f"nft lists an unknown element: {text[at : at + 80].strip()}")
+        key, expires, end = found.groups()
+        elements[key] = _seconds(expires)
+        at = found.end()
+    return elements
+
+
+def _prefix_set(name: str) -> PrefixSet | None:
+    if found := _SET_NAME.fullmatch(name):
+        kind, version, length = Kind(found[1]), int(found[2]), int(found[3])
+        if length <= (32 if version == 4 else 128):
+            return PrefixSet(kind, version, length)
+    return None
+
+
+def _parse_chain(lines: Iterator[str]) -> HeldChain:
+    chain = HeldChain()
+    for line in lines:
+        if line == "\t}":
+            break
+        text = line.strip()
+        if base := _BASE_CHAIN.fullmatch(text):
+            priority = "0" if base[3] == "filter" else base[3]
+            chain.hook = Hook(base[1], base[2] or "", priority, base[4])
+        elif text.startswith("type ") and " hook " in text:
+            chain.hook = Hook(text, "", "", "")
+        else:
+            comment = _RULE_COMMENT.search(text)
+            chain.rules.append(comment[1] if comment else "")
+    return chain
+
+
+_FLOWTABLE: Final = re.compile(r"table (\w+) (\S+) \{|flowtable (\S+) \{|devices = \{([^}]*)\}")
+
+
+def flowtables(text: str, interface: str) -> tuple[str, ...]:
+    """Return the flowtables (family, table and name) in nft's listing that take in the interface."""
+    found: list[str] = []
+    where = flowtable = ""
+    for family, table_, name, devices in _FLOWTABLE.findall(text):
+        if family:
+            where = f"{family} {table_}"
+        elif name:
+            flowtable = name
+        else:
+            names = [device.strip().strip('"') for device in devices.split(",")]
+            if any(n == interface or (n.endswith("*") and interface.startswith(n[:-1])) for n in names):
+                found.append(f"{where} {flowtable}")
+    return tuple(found)
+
+
+def mend(interface: str, held: Listing, sets: Iterable[PrefixSet], *, leased: bool) -> list[str]:
+    """Return the commands that put chains and rules right and leave every element where it is.
+
+    Sets that are not as they should be can't be mended: see ``Listing.broken_sets``.
+    """
+    name = table(interface)
+    sets = sorted({*sets, *held.sets})
+    strange = [chain for chain in held.chains if chain not in CHAINS]
+    wrong = [c for c in BASE if c in held.chains and held.chains[c].hook != _hook(interface, c)]
+    lacking = [c for c in BASE if c not in held.chains or c in wrong]
+    return [
+        f"add set {name} {LEASE_SET} {{ type ifname; timeout 1s; }}",
+        *(add_set(interface, one) for one in sets if one not in held.sets),
+        *(f"flush chain {name} {chain}" for chain in held.chains),
+        *(f"delete chain {name} {chain}" for chain in (*strange, *wrong)),
+        *(add_base_chain(interface, chain) for chain in lacking),
+        *(f"add chain {name} {chain}" for chain in CHAINS if chain not in BASE),
+        *add_rules(interface, rules(interface, sets, leased=leased)),
+    ]

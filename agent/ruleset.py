@@ -1,0 +1,248 @@
+"""The guard's table in nftables' own language: the commands that make and change it.
+
+One set for each prefix length in use, each looked up by the masked address: prefixes can then neither
+overlap nor nest within a set (a nested prefix makes nft refuse a whole transaction on an interval set),
+and a change costs the same however many there are. Times are written as whole seconds and milliseconds
+because nft refuses a number of more than eight digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import socket
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from agent.guard import Admission
+from agent.model import Prefix
+
+OWNER: Final = "made by wg-agent, which owns this table"
+LEASE_SET: Final = "lease"
+SHORTEST: Final = 0.01
+"""Seconds: one tick of the slowest kernel. Older ones round less than a tick of theirs down to none at
+all, and such an element never expires."""
+_LONGEST: Final = 99_999_999
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]")
+
+
+class Kind(StrEnum):
+    """What a set's prefixes are: of live sessions (timed), of MFA peers, of peers without sessions."""
+
+    SESSION = "session"
+    BARRED = "barred"
+    EXEMPT = "exempt"
+
+
+class PrefixSet(NamedTuple):
+    """One set of prefixes: its kind, the IP version and the prefixes' length in bits."""
+
+    kind: Kind
+    version: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.kind.value}{self.version}_{self.length}"
+
+
+ALWAYS: Final = frozenset(PrefixSet(k, v, n) for k in Kind for v, n in ((4, 32), (6, 128)))
+"""The sets of single hosts, which are there from the start."""
+
+_VERDICTS: Final = {Kind.SESSION: "accept", Kind.BARRED: "drop", Kind.EXEMPT: "accept"}
+ADDRESS: Final = {4: ("ipv4_addr", "ip", socket.AF_INET), 6: ("ipv6_addr", "ip6", socket.AF_INET6)}
+_DIRECTIONS: Final = (("from", "saddr"), ("to", "daddr"))
+BASE: Final = ("ingress", "postrouting")
+CHAINS: Final = (*BASE, *(f"{way}_{kind.value}" for way, _ in _DIRECTIONS for kind in Kind))
+
+
+def table_name(interface: str) -> str:
+    """Return the table's name: other characters than nft takes bare become ".hh", so no two are alike.
+
+    Raises ValueError for a name that nft can't quote, or that it takes for a wildcard.
+    """
+    if (
+        not interface
+        or not interface.isascii()
+        or not interface.isprintable()
+        or set(interface) & set('"*\\')
+    ):
+        raise ValueError("nftables can't name this interface")
+    return "wg_agent_" + "".join(c if _PLAIN_NAME.match(c) else f".{ord(c):02x}" for c in interface)
+
+
+def table(interface: str) -> str:
+    """Return the table as commands address it."""
+    return f"inet {table_name(interface)}"
+
+
+def duration(seconds: float) -> str | None:
+    """Return a timeout in nft's words, whole milliseconds rounded down; None for less than SHORTEST.
+
+    So for NaN. Zero must never be written: nft takes it for "no timeout of its own".
+    """
+    if not seconds >= SHORTEST:
+        return None
+    if seconds >= _LONGEST:
+        return f"{_LONGEST}s"
+    milliseconds = math.floor(seconds * 1000)
+    return f"{milliseconds // 1000}s{milliseconds % 1000}ms"
+
+
+class Rule(NamedTuple):
+    """A rule of ours. In the kernel its comment carries a digest of its text, to know it again."""
+
+    chain: str
+    text: str
+
+    @property
+    def comment(self) -> str:
+        """What marks the rule as ours and as this one."""
+        return f"wg-agent {hashlib.blake2s(self.text.encode(), digest_size=6).hexdigest()}"
+
+
+def rules(interface: str, sets: Iterable[PrefixSet], *, leased: bool) -> list[Rule]:
+    """Return every rule in its order; ``leased``: sessions pass only while the agent's lease lasts."""
+    listed = [Rule("postrouting", f'oifname != "{interface}" accept')]
+    for base, device, (way, _) in zip(BASE, ("iifname", "oifname"), _DIRECTIONS, strict=True):
+        lease = f"{device} @{LEASE_SET} " if leased else ""
+        listed += [
+            Rule(base, f"{lease}jump {way}_{Kind.SESSION.value}"),
+            Rule(base, f"jump {way}_{Kind.BARRED.value}"),
+            Rule(base, f"jump {way}_{Kind.EXEMPT.value}"),
+        ]
+    listed.append(Rule("postrouting", "drop"))
+    for one in sorted(sets):
+        listed += set_rules(one)
+    return listed
+
+
+def set_rules(one: PrefixSet) -> list[Rule]:
+    """Return the two rules that look into one set."""
+    _, protocol, family = ADDRESS[one.version]
+    bits = 32 if one.version == 4 else 128
+    mask = ""
+    if one.length != bits:
+        number = ((1 << one.length) - 1) << (bits - one.length)
+        mask = f"& {socket.inet_ntop(family, number.to_bytes(bits // 8, 'big'))} "
+    verdict = _VERDICTS[one.kind]
+    return [
+        Rule(f"{way}_{one.kind.value}", f"{protocol} {field_} {mask}@{one} {verdict}")
+        for way, field_ in _DIRECTIONS
+    ]
+
+
+def add_rules(interface: str, listed: Iterable[Rule]) -> list[str]:
+    """Return the commands that append rules."""
+    name = table(interface)
+    return [f'add rule {name} {rule.chain} {rule.text} comment "{rule.comment}"' for rule in listed]
+
+
+def add_set(interface: str, one: PrefixSet) -> str:
+    """Return the command that makes a set; a timed one lets an element without a timeout go in 1 s."""
+    timeout = "timeout 1s; " if one.kind is Kind.SESSION else ""
+    return f"add set {table(interface)} {one} {{ type {ADDRESS[one.version][0]}; {timeout}}}"
+
+
+def add_base_chain(interface: str, chain: str) -> str:
+    hook = f'hook ingress device "{interface}"' if chain == "ingress" else "hook postrouting"
+    policy = "drop" if chain == "ingress" else "accept"
+    return f"add chain {table(interface)} {chain} {{ type filter {hook} priority 0; policy {policy}; }}"
+
+
+def create(interface: str, sets: Iterable[PrefixSet], *, leased: bool) -> list[str]:
+    """Return the commands that make the whole table, without elements."""
+    name = table(interface)
+    sets = sorted(sets)
+    return [
+        f'add table {name} {{ comment "{OWNER}"; }}',
+        f"add set {name} {LEASE_SET} {{ type ifname; timeout 1s; }}",
+        *(add_set(interface, one) for one in sets),
+        *(add_base_chain(interface, chain) for chain in BASE),
+        *(f"add chain {name} {chain}" for chain in CHAINS if chain not in BASE),
+        *add_rules(interface, rules(interface, sets, leased=leased)),
+    ]
+
+
+def renew(interface: str, seconds: float) -> list[str]:
+    """Return the commands that give the lease so many seconds from now; 0 takes it away."""
+    return _element(f"{table(interface)} {LEASE_SET}", {f'"{interface}"': duration(seconds)})
+
+
+def admit(
+    interface: str, admissions: Iterable[Admission], sets: frozenset[PrefixSet]
+) -> tuple[list[str], frozenset[PrefixSet]]:
+    """Return the commands that admit these peers, and the sets that there are then.
+
+    Safe whatever is there, expired or not. A session with less than SHORTEST left is barred, not admitted.
+    """
+    timed: defaultdict[tuple[int, int], dict[str, str | None]] = defaultdict(dict)
+    exempt: defaultdict[tuple[int, int], dict[str, None]] = defaultdict(dict)
+    for prefixes, remaining in admissions:
+        timeout = None if remaining is None else duration(remaining)
+        for prefix in prefixes:
+            place, address = _place(prefix)
+            if remaining is None:
+                exempt[place][address] = None
+            else:
+                timed[place][address] = timeout
+    needed = {PrefixSet(kind, *place) for place in timed for kind in (Kind.SESSION, Kind.BARRED)}
+    needed |= {PrefixSet(Kind.EXEMPT, *place) for place in exempt}
+    new = sorted(needed - sets)
+    commands = [add_set(interface, one) for one in new]
+    commands += add_rules(interface, (rule for one in new for rule in set_rules(one)))
+    name = table(interface)
+    for place, timeouts in timed.items():
+        session, barred, other = (PrefixSet(kind, *place) for kind in Kind)
+        commands += _element(f"{name} {session}", timeouts)
+        commands.append(_elements("add", f"{name} {barred}", timeouts))
+        if other in sets:
+            commands += _element(f"{name} {other}", timeouts.fromkeys(timeouts))
+    for place, addresses in exempt.items():
+        session, barred, other = (PrefixSet(kind, *place) for kind in Kind)
+        commands.append(_elements("add", f"{name} {other}", addresses))
+        for one in (session, barred):
+            if one in sets:
+                commands += _element(f"{name} {one}", addresses)
+    return commands, sets | needed
+
+
+def dismiss(interface: str, prefixes: Iterable[Prefix], sets: frozenset[PrefixSet]) -> list[str]:
+    """Return the commands that take these prefixes out of every set, there or not, expired or not."""
+    places: defaultdict[tuple[int, int], dict[str, None]] = defaultdict(dict)
+    for prefix in prefixes:
+        place, address = _place(prefix)
+        places[place][address] = None
+    name = table(interface)
+    commands: list[str] = []
+    for place, addresses in places.items():
+        for one in (PrefixSet(kind, *place) for kind in Kind):
+            if one in sets:
+                commands += _element(f"{name} {one}", addresses)
+    return commands
+
+
+def _place(prefix: Prefix) -> tuple[tuple[int, int], str]:
+    packed, length = prefix
+    version = 4 if len(packed) == 4 else 6
+    return (version, length), socket.inet_ntop(ADDRESS[version][2], packed)
+
+
+def _elements(verb: str, target: str, elements: Iterable[str]) -> str:
+    return f"{verb} element {target} {{ {', '.join(elements)} }}"
+
+
+def _element(target: str, timeouts: Mapping[str, str | None]) -> list[str]:
+    """Add, delete, add those with a timeout: deleting what has expired fails, so it is added first."""
+    commands = [_elements("add", target, timeouts), _elements("delete", target, timeouts)]
+    if timed := [f"{key} timeout {timeout}" for key, timeout in timeouts.items() if timeout is not None]:
+        commands.append(_elements("add", target, timed))
+    return commands
+
+
+def is_prefix(prefix: Prefix) -> bool:
+    """Whether the prefix has the shape of one; nothing else is ever written into a command."""
+    packed, length = prefix
+    return len(packed) in {4, 16} and 0 <= length <= len(packed) * 8

@@ -1,0 +1,264 @@
+"""Keeps the kernel's own guard in step with the state (rules 11 to 13 and 19).
+
+On a grant the element is written before the peer, on an end the peer goes before the element. The
+table is there only while something needs it: a location that requires MFA, or sessions that still run
+after it no longer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import structlog
+
+from agent import clock
+from agent.encoding import format_key
+from agent.errors import GuardError
+from agent.guard import Admission, GuardDrift, compare, slept_since
+from agent.model import DesiredPeer, Now, Prefix, PublicKey
+from agent.ports import Guard
+from agent.sessions import Deadline
+from agent.state import State
+
+_log = structlog.get_logger(__name__)
+
+_LEASE_EVERY: Final = 1.0
+"""Seconds between two renewals of the lease: once a tick."""
+
+
+class Warden:
+    """The keeper of one guard; to be called from the reconciler's task only.
+
+    ``lease`` in seconds, 0 for none. If ``required``, peers that the guard can't admit are to be
+    refused; else the agent goes without it where it can't be had.
+    """
+
+    def __init__(
+        self, *, state: State, guard: Guard, read_clock: Callable[[], Now], required: bool, lease: float
+    ) -> None:
+        self.lease = lease
+        self.fault = ""
+        """Why the guard is not in force though it is needed; empty if it is, or is not needed."""
+        self._state = state
+        self._guard = guard
+        self._clock = read_clock
+        self._required = required
+        self._up = False
+        self._left_over = False
+        """Whether there is a table of an earlier life that was not taken over."""
+        self._held: dict[PublicKey, tuple[tuple[Prefix, ...], Deadline | None]] = {}
+        self._owner: dict[Prefix, PublicKey] = {}
+        self._offset = 0.0
+        self._renewed_at = 0.0
+
+    @property
+    def needed(self) -> bool:
+        """Whether anything depends on the guard: MFA, or a session that is in use without it."""
+        state = self._state
+        return state.roster.mfa_required or any(session.in_use for session in state.sessions.values())
+
+    async def start(self) -> None:
+        """See whether an earlier life has left a table: it goes on ending sessions, whoever knows of it."""
+        try:
+            self._left_over = await self._guard.read() is not None
+        except GuardError as error:
+            _log.warning("the guard can't be read", error=str(error))
+
+    def link_made(self) -> None:
+        """The link was made anew: the chain at its ingress hook went with the old one."""
+        self._up = False
+        self._forget()
+
+    async def before_kernel(self, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
+        """Admit whoever of these is wanted, before the device has them; return who can't be let in."""
+        if not self.needed:
+            self.fault = ""
+            return []
+        try:
+            if not self._up:
+                refused = await self._raise(now)
+            else:
+                refused = await self._admit(self._admissions(dirty, now, changed_only=True), now)
+        except GuardError as error:
+            return self._without(error, dirty, now)
+        self.fault = ""
+        for key, why in refused.items():
+            _log.error("the guard can't admit a peer", peer=format_key(key), error=why)
+        return list(refused) if self._required else []
+
+    async def after_kernel(self, dirty: Iterable[PublicKey], now: Now) -> None:
+        """Dismiss whoever of these is wanted no longer, now that the device does not have them."""
+        if not self._up:
+            return
+        gone: list[Prefix] = []
+        for key in dirty:
+            held = self._held.get(key)
+            if held is None:
+                continue
+            admission = self._admission(key, now)
+            kept = () if admission is None else admission.prefixes
+            gone += [p for p in held[0] if p not in kept and self._owner.get(p) == key]
+            if admission is None:
+                del self._held[key]
+            else:
+                self._held[key] = self._as_held(key, admission)
+        for prefix in gone:
+            del self._owner[prefix]
+        try:
+            if gone:
+                await self._guard.dismiss(gone)
+        except GuardError as error:
+            # The elements end at their deadline; the next look finds those that would outlive it.
+            _log.warning("the guard could not dismiss elements", error=str(error))
+
+    async def settle(self) -> None:
+        """The device has followed: a guard that nothing needs any longer goes last."""
+        if self.needed or self._state.location is None or not (self._up or self._left_over):
+            return
+        try:
+            await self._guard.lower()
+        except GuardError as error:
+            _log.error("the guard could not be taken down", error=str(error))
+            return
+        self._up = self._left_over = False
+        self._forget()
+        _log.info("guard taken down")
+
+    async def tick(self) -> None:
+        """Renew the agent's lease, and write all elements anew after a suspend."""
+        left_over = self._left_over and self._state.location is None
+        if not (self._up or left_over) or clock.monotonic() - self._renewed_at < _LEASE_EVERY:
+            return
+        self._renewed_at = clock.monotonic()
+        now = self._clock()
+        try:
+            await self._guard.renew_lease(self.lease or None)
+            if self._up and slept_since(self._offset, now.boot, clock.monotonic()):
+                self._offset = now.boot - clock.monotonic()
+                await self._admit(self._admissions(self._everybody(), now), now)
+        except GuardError as error:
+            self._up = False
+            _log.error("the guard can't be kept, it is made again", error=str(error))
+            self._state.dirty.update(self._everybody())
+
+    async def look(self) -> list[GuardDrift]:
+        """Read the table, and repair what somebody else has changed; what that was."""
+        if not self.needed or not self._up:
+            return []
+        try:
+            contents = await self._guard.read()
+            now = self._clock()
+            wanted = self._admissions(self._everybody(), now)
+            repair = compare(wanted, contents, lease_demanded=bool(self.lease))
+            if contents is None:
+                self._forget()
+            if repair.rebuild:
+                await self._raise(now)
+            if repair.dismiss:
+                await self._guard.dismiss(repair.dismiss)
+            if repair.admit:
+                await self._admit(dict(repair.admit), now)
+        except GuardError as error:
+            self._up = False
+            self._state.dirty.update(self._everybody())
+            return [GuardDrift(None, str(error))]
+        return list(repair.drift)
+
+    async def disturbed(self) -> None:
+        """Return once the table was changed, perhaps by us: time to look."""
+        await self._guard.disturbed()
+
+    def close(self) -> None:
+        """Let go of nftables; the table stays."""
+        self._guard.close()
+
+    def _everybody(self) -> list[PublicKey]:
+        return list(self._state.roster.peers.keys() | self._held.keys() | self._state.sessions.keys())
+
+    def _admission(self, key: PublicKey, now: Now) -> Admission | None:
+        state = self._state
+        session, peer = state.sessions.get(key), state.roster.peers.get(key)
+        want = state.wanted(key, now)
+        if want is None:
+            return None
+        in_use = session is not None and session.in_use
+        remaining = session.deadline.remaining(now) if session is not None and in_use else None
+        if isinstance(want, DesiredPeer):
+            return Admission(want.allowed_ips, remaining)
+        # A peer that is left as it was found: what the journal says of it.
+        if peer is not None and peer.allowed_ips:
+            return Admission(peer.allowed_ips, remaining)
+        held = self._held.get(key)
+        return None if held is None else Admission(held[0], remaining)
+
+    def _admissions(
+        self, keys: Iterable[PublicKey], now: Now, *, changed_only: bool = False
+    ) -> dict[PublicKey, Admission]:
+        admissions = {}
+        for key in keys:
+            admission = self._admission(key, now)
+            if admission is None or (changed_only and self._held.get(key) == self._as_held(key, admission)):
+                continue
+            admissions[key] = admission
+        return admissions
+
+    def _as_held(self, key: PublicKey, admission: Admission) -> tuple[tuple[Prefix, ...], Deadline | None]:
+        deadline = None if admission.remaining is None else self._state.sessions[key].deadline
+        return admission.prefixes, deadline
+
+    async def _raise(self, now: Now) -> Mapping[PublicKey, str]:
+        admissions = self._admissions(self._everybody(), now)
+        refused = await self._guard.raise_(admissions, self.lease or None)
+        if not self._up:
+            _log.info("guard in force", peers=len(admissions) - len(refused))
+        self._up, self._left_over = True, False
+        self._offset = now.boot - clock.monotonic()
+        self._forget()
+        self._take(admissions, refused)
+        return refused
+
+    async def _admit(self, admissions: dict[PublicKey, Admission], now: Now) -> Mapping[PublicKey, str]:
+        if not admissions:
+            return {}
+        moved = [
+            prefix
+            for key, admission in admissions.items()
+            for prefix in admission.prefixes
+            if self._owner.get(prefix, key) != key
+        ]
+        if moved:
+            await self._guard.dismiss(moved)
+        refused = await self._guard.admit(admissions)
+        self._take(admissions, refused)
+        return refused
+
+    def _take(self, admissions: Mapping[PublicKey, Admission], refused: Mapping[PublicKey, str]) -> None:
+        for key, admission in admissions.items():
+            if key in refused:
+                continue
+            before = self._held.get(key, ((), None))[0]
+            self._held[key] = self._as_held(key, admission)
+            # What the peer had besides is dismissed once the device has followed.
+            left = tuple(p for p in before if p not in admission.prefixes and self._owner.get(p) == key)
+            if left:
+                self._held[key] = ((*admission.prefixes, *left), self._held[key][1])
+            for prefix in admission.prefixes:
+                self._owner[prefix] = key
+
+    def _forget(self) -> None:
+        self._held.clear()
+        self._owner.clear()
+
+    def _without(self, error: GuardError, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
+        """The guard can't be had: who needs it is refused if it is required, and let in if it is not."""
+        self._up = False
+        if self.fault != str(error):
+            level = _log.error if self._required else _log.warning
+            level("there is no guard", error=error.message, hint=error.hint, required=self._required)
+        self.fault = str(error)
+        if not self._required:
+            return []
+        # Whoever was admitted before still has an element, which ends in time: nobody loses a packet.
+        admissions = self._admissions(dirty, now)
+        return [key for key, a in admissions.items() if a.remaining is not None and key not in self._held]

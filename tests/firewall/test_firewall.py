@@ -1,0 +1,216 @@
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent import nft
+from agent.encoding import parse_prefix
+from agent.errors import GuardError
+from agent.firewall import Firewall
+from agent.guard import Admission, compare
+from agent.model import PublicKey
+from agent.nft import NftError
+from tests.contract.inside import inside
+from tests.firewall.behaviours import BEHAVIOURS, LONG, Behaviour
+from tests.firewall.stand import ALICE4, GATEWAY4, Stand, session
+from tests.support.netns import Network
+
+pytestmark = pytest.mark.netns
+
+
+def judge(check: Behaviour, name: str = "wg0") -> None:
+    with Network() as net:
+        stand = Stand(net, name)
+        try:
+            inside(stand.gateway, check(stand))
+        finally:
+            stand.close()
+
+
+@pytest.mark.parametrize("check", BEHAVIOURS, ids=lambda check: check.__name__)
+def test_the_guard(check: Behaviour) -> None:
+    judge(check)
+
+
+@pytest.mark.parametrize("name", ["wg-a.b=c+d", "wg_1", "WG.0", "3"])
+def test_an_interface_of_any_name_is_guarded(name: str) -> None:
+    async def check(stand: Stand) -> None:
+        guard = stand.firewall()
+        assert await guard.support() == ()
+        assert await guard.raise_({bytes(32): session(LONG, ALICE4)}, LONG) == {}  # type: ignore[dict-item]
+        assert (contents := await guard.read()) is not None
+        assert (contents.faults, contents.lease is None) == ((), False)
+        assert await stand.answers(ALICE4, GATEWAY4)
+        await guard.dismiss([parse_prefix(ALICE4)])
+        assert not await stand.answers(ALICE4, GATEWAY4)
+
+    judge(check, name)
+
+
+def test_ten_thousand_peers_are_admitted_at_once_and_one_as_fast_as_among_ten() -> None:
+    async def check(stand: Stand) -> None:
+        guard = stand.firewall()
+        many = {
+            PublicKey(i.to_bytes(32)): session(LONG, f"10.{32 + (i >> 16)}.{i >> 8 & 255}.{i & 255}")
+            for i in range(25_000)
+        }
+        last = PublicKey(bytes([255]) * 32)
+        await guard.raise_({}, LONG)
+        # Somebody listens for changes, as the agent does: the kernel would tell of each element.
+        listener = asyncio.create_task(guard.disturbed())
+        start = time.monotonic()
+        assert await guard.admit(dict(list(many.items())[:10_000])) == {}
+        assert time.monotonic() - start < 2
+        assert await guard.admit(many) == {}
+        start = time.monotonic()
+        for _ in range(20):
+            await guard.admit({last: session(LONG, ALICE4)})
+            await guard.renew_lease(LONG)
+        assert (time.monotonic() - start) / 20 < 0.05
+        assert (contents := await guard.read()) is not None
+        wanted = {**many, last: session(LONG, ALICE4)}
+        assert compare(wanted, contents, lease_demanded=True).drift == ()
+        assert not listener.done()
+        await stand.nft("flush", "ruleset")
+        await asyncio.wait_for(listener, 5)
+
+    judge(check)
+
+
+def test_the_table_is_made_with_more_peers_than_one_transaction_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.firewall._BATCH", 40)
+    peers = {PublicKey(i.to_bytes(32)): session(LONG, f"10.32.0.{i}") for i in range(100)}
+
+    async def check(stand: Stand) -> None:
+        guard = stand.firewall()
+        assert await guard.raise_(peers, LONG) == {}
+        assert compare(peers, await guard.read(), lease_demanded=True).drift == ()
+        await guard.dismiss([p for a in peers.values() for p in a.prefixes])
+        assert (contents := await guard.read()) is not None
+        assert contents.elements == {}
+
+    judge(check)
+
+
+def test_a_prefix_that_is_none_is_refused_and_never_reaches_nft() -> None:
+    odd = Admission((parse_prefix(ALICE4)._replace(packed=b"\x01"),), 5)
+    long = Admission((parse_prefix(ALICE4)._replace(length=33),), None)
+
+    async def check(stand: Stand) -> None:
+        guard = stand.firewall()
+        one, two, three = (PublicKey(bytes([i]) * 32) for i in range(3))
+        refused = await guard.raise_({one: odd, two: long, three: session(9, ALICE4)}, LONG)
+        assert refused == dict.fromkeys((one, two), "one of its prefixes is none")
+
+    judge(check)
+
+
+class Refusing:
+    """nftables on a kernel that lacks something: what can't be had on one machine."""
+
+    def __init__(self, *words: str, reason: str = "Could not process rule: Operation not supported") -> None:
+        self._words = words
+        self._reason = reason
+
+    def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+        if any(word in commands for word in self._words):
+            raise NftError(f"nftables: {self._reason}")
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("hook ingress",), ["inet chains at the ingress hook"]),
+        (("timeout",), ["sets whose elements time out"]),
+        (("hook postrouting", "timeout"), ["sets whose elements time out", "inet chains in postrouting"]),
+        (("jump",), ["the kernel refuses the guard's table"]),
+        (("list tables",), ["the kernel does not answer for nftables"]),
+    ],
+)
+def test_what_the_kernel_lacks_is_named(words: tuple[str, ...], said: list[str]) -> None:
+    lacks = asyncio.run(Firewall("wg0", Refusing(*words)).support())
+    assert len(lacks) == len(said)
+    for lack, words_ in zip(lacks, said, strict=True):
+        assert words_ in lack.message
+        assert lack.hint
+
+
+def test_a_name_that_nft_can_not_quote_is_named() -> None:
+    assert "can't name" in asyncio.run(Firewall('wg"0', Refusing()).support())[0].message
+
+
+def test_nobody_is_tried_on_and_on_when_nothing_can_be_admitted() -> None:
+    class Full(Refusing):
+        tries = 0
+
+        def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+            self.tries += "add element" in commands
+            return super().run(commands)
+
+    full = Full("add element", reason="Could not process rule: Out of memory")
+
+    async def check(stand: Stand) -> None:
+        guard = stand.firewall()
+        await guard.raise_({}, LONG)
+        guard._nft, real = full, guard._nft
+        assert real is not None
+
+        def lists(commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+            return Full.run(full, commands) or real.run(commands, terse=terse)
+
+        full.run = lists  # type: ignore[method-assign]
+        many = {PublicKey(i.to_bytes(32)): session(LONG, f"10.32.{i >> 8}.{i & 255}") for i in range(5000)}
+        with pytest.raises(GuardError, match=r"no peer can be admitted: .*Out of memory"):
+            await guard.admit(many)
+        assert full.tries < 300
+
+    judge(check)
+
+
+def test_missing_permission_is_named() -> None:
+    script = (
+        "import asyncio; from agent.firewall import Firewall;"
+        "print(asyncio.run(Firewall('wg0').support())[0].message)"
+    )
+    with Network() as net:
+        done = net.namespace("plain").run(
+            *("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"),
+            *("env", f"PYTHONPATH={Path(nft.__file__).parents[1]}", sys.executable, "-c", script),
+        )
+    assert "CAP_NET_ADMIN is missing" in done.stdout
+
+
+def test_without_the_library_the_program_is_used_and_without_either_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nft, "_LIBRARY", "libnftables.so.999")
+    assert isinstance(nft.open_nft(), nft.Program)
+    monkeypatch.setattr(nft, "_PROGRAM", "nft-that-is-not-there")
+    lack = asyncio.run(Firewall("wg0").support())[0]
+    assert "libnftables.so.999 is not there" in lack.message
+    assert "apt install nftables" in lack.hint
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_nothing_is_left_open() -> None:
+    async def check(stand: Stand) -> None:
+        before = descriptors()
+        for _ in range(3):
+            guard = Firewall(stand.name)
+            await guard.raise_({}, LONG)
+            listener = asyncio.create_task(guard.disturbed())
+            await asyncio.sleep(0.05)
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+            guard.close()
+        assert descriptors() == before
+
+    judge(check)

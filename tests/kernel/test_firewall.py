@@ -1,0 +1,163 @@
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from agent.encoding import parse_prefix
+from agent.firewall import Firewall
+from tests.contract.inside import inside
+from tests.firewall.behaviours import BEHAVIOURS, LONG, Behaviour, quiet, reply
+from tests.firewall.stand import ALICE, ALICE4, ROUTER, SERVER, Stand, Talker, exempt, session
+from tests.support.netns import Namespace, Network, Pinger
+
+pytestmark = pytest.mark.kernel
+LATE = 1.0
+"""Seconds after a deadline within which the last reply may be read under emulation."""
+
+
+@pytest.mark.parametrize("check", BEHAVIOURS, ids=lambda check: check.__name__)
+def test_the_guard(check: Behaviour) -> None:
+    with Network() as net:
+        stand = Stand(net)
+        try:
+            inside(stand.gateway, check(stand))
+        finally:
+            stand.close()
+
+
+class Tunnels:
+    """A gateway with real WireGuard and two peers behind it, a server beyond, and a fast path between."""
+
+    def __init__(self, net: Network) -> None:
+        self.gateway, self.alice, self.router, self.server = (
+            net.namespace(role) for role in ("gateway", "alice", "router", "server")
+        )
+        self.beyond, _ = net.link(self.gateway, "192.0.2.1/24", self.server, f"{SERVER}/24")
+        self.server.ip("route", "add", "default", "via", "192.0.2.1")
+        self.gateway.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.key = self._wireguard(self.gateway, "10.8.0.1/16", 51820)
+        self.peers = {
+            ALICE: self._peer(net, self.alice, ALICE4, 1),
+            ROUTER: self._peer(net, self.router, "10.8.9.9", 2),
+        }
+
+    def _wireguard(self, space: Namespace, address: str, port: int) -> str:
+        key = space.run("wg", "genkey").stdout
+        space.ip("link", "add", "wg0", "type", "wireguard")
+        space.run("wg", "set", "wg0", "listen-port", str(port), "private-key", "/dev/stdin", stdin=key)
+        space.ip("address", "add", address, "dev", "wg0")
+        space.ip("link", "set", "wg0", "up")
+        return space.run("wg", "pubkey", stdin=key).stdout.strip()
+
+    def _peer(self, net: Network, space: Namespace, address: str, number: int) -> str:
+        net.link(self.gateway, f"203.0.113.{4 * number + 1}/30", space, f"203.0.113.{4 * number + 2}/30")
+        key = self._wireguard(space, f"{address}/16", 51821)
+        self.gateway.run("wg", "set", "wg0", "peer", key, "allowed-ips", f"{address}/32")
+        endpoint = ("endpoint", f"203.0.113.{4 * number + 1}:51820", "allowed-ips", "0.0.0.0/0")
+        space.run("wg", "set", "wg0", "peer", self.key, *endpoint)
+        space.ip("route", "add", "192.0.2.0/24", "dev", "wg0")
+        return key
+
+    def shop(self) -> None:
+        """An operator's rules: what is established passes, flows are carried past the chains."""
+        self.gateway.run(
+            "nft",
+            "add table inet shop; add flowtable inet shop fast "
+            f"{{ hook ingress priority 0; devices = {{ wg0, {self.beyond} }}; }};"
+            "add chain inet shop f { type filter hook forward priority 0; policy drop; };"
+            "add rule inet shop f counter;"
+            "add rule inet shop f meta l4proto tcp ct state established flow add @fast;"
+            "add rule inet shop f ct state established accept; add rule inet shop f accept",
+        )
+
+    def forwarded(self) -> int:
+        """Packets that the forward hook saw: those of a flow on the fast path it does not."""
+        shown = self.gateway.run("nft", "list", "chain", "inet", "shop", "f").stdout
+        return int(shown.partition("packets ")[2].split()[0])
+
+
+def judge(check: Callable[[Tunnels, Firewall], Coroutine[Any, Any, None]]) -> None:
+    with Network() as net:
+        tunnels = Tunnels(net)
+        guard = Firewall("wg0")
+        try:
+            inside(tunnels.gateway, check(tunnels, guard))
+        finally:
+            guard.close()
+
+
+def test_wireguard_traffic_ends_with_its_element_despite_a_flowtable_and_established_flows() -> None:
+    async def check(tunnels: Tunnels, guard: Firewall) -> None:
+        tunnels.shop()
+        assert await guard.flowtables() == ("inet shop fast",)
+        await guard.raise_({ALICE: session(LONG, ALICE4), ROUTER: exempt("10.8.9.0/24")}, LONG)
+        with (
+            Talker(tunnels.alice, ALICE4, tunnels.server, SERVER) as talker,
+            Pinger(tunnels.alice, SERVER) as alice,
+            Pinger(tunnels.router, SERVER) as router,
+        ):
+            await asyncio.to_thread(talker.wait, 50)
+            await reply(alice)
+            await reply(router)
+            await guard.admit({ALICE: session(3, ALICE4)})
+            deadline = time.monotonic() + 3
+            assert deadline - 1 < await quiet(alice) < deadline + LATE
+            assert deadline - 1 < talker.last < deadline + LATE
+            assert (alice.lost, router.lost) == (0, 0)
+            await reply(router)
+        assert router.lost == 0
+        # Still on the interface, keys and all: only the guard stands between.
+        assert tunnels.peers[ALICE] in tunnels.gateway.run("wg", "show", "wg0", "peers").stdout
+
+    judge(check)
+
+
+def test_the_flowtable_of_these_tests_carries_flows_past_a_forward_chain() -> None:
+    """What makes the test before this one worth something."""
+    with Network() as net:
+        tunnels = Tunnels(net)
+        tunnels.shop()
+        with Talker(tunnels.alice, ALICE4, tunnels.server, SERVER) as talker:
+            talker.wait(50)
+            before = tunnels.forwarded()
+            tunnels.gateway.run("nft", "insert", "rule", "inet", "shop", "f", "counter", "drop")
+            talker.wait(50)
+            assert tunnels.forwarded() < before + 5
+
+
+def test_a_lapsed_lease_stops_sessions_only_and_a_renewed_one_lets_them_go_on() -> None:
+    async def check(tunnels: Tunnels, guard: Firewall) -> None:
+        await guard.raise_({ALICE: session(LONG, ALICE4), ROUTER: exempt("10.8.9.0/24")}, LONG)
+        with Pinger(tunnels.alice, SERVER) as alice, Pinger(tunnels.router, SERVER) as router:
+            await reply(alice)
+            await reply(router)
+            await guard.renew_lease(2)
+            lapses = time.monotonic() + 2
+            assert lapses - 1 < await quiet(alice) < lapses + LATE
+            await reply(router)
+            await guard.renew_lease(LONG)
+            await reply(alice)
+            await reply(router)
+        assert router.lost == 0
+        assert len(alice.gaps(0.4)) == 1
+
+    judge(check)
+
+
+def test_the_ingress_chain_goes_with_the_link_and_raise_makes_it_again() -> None:
+    async def check(tunnels: Tunnels, guard: Firewall) -> None:
+        await guard.raise_({ALICE: session(LONG, ALICE4, "10.8.5.0/24")}, LONG)
+        ip = tunnels.gateway.ip
+        await asyncio.to_thread(ip, "link", "delete", "wg0")
+        await asyncio.to_thread(ip, "link", "add", "wg0", "type", "wireguard")
+        contents = await guard.read()
+        assert contents is not None
+        assert set(contents.elements) == {parse_prefix(ALICE4), parse_prefix("10.8.5.0/24")}
+        assert await guard.raise_({}, LONG) == {}
+        assert (contents := await guard.read()) is not None
+        assert contents.faults == ()
+        assert len(contents.elements) == 2
+
+    judge(check)

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import nftlist, ruleset
+from agent.encoding import parse_prefix
+from agent.guard import TOLERANCE, Admission, GuardContents, compare, slept_since
+from agent.model import Prefix, PublicKey
+from agent.ruleset import ALWAYS, Kind, PrefixSet, duration, table_name
+
+ALICE, BOB = (PublicKey(bytes([number]) * 32) for number in (1, 2))
+A, B, WIDE = (parse_prefix(text) for text in ("10.8.0.5", "10.8.0.6", "10.8.9.0/24"))
+
+
+def held(elements: dict[Prefix, float | None], *barred: Prefix, **more: object) -> GuardContents:
+    return GuardContents(elements, frozenset(barred), **more)  # type: ignore[arg-type]
+
+
+def test_what_is_as_wanted_needs_no_repair() -> None:
+    wanted = {ALICE: Admission((A,), 60.0), BOB: Admission((WIDE,), None)}
+    repair = compare(wanted, held({A: 59.0, WIDE: None}, A), lease_demanded=True)
+    assert (repair.rebuild, repair.dismiss, dict(repair.admit), repair.drift) == (False, (), {}, ())
+
+
+def test_a_missing_table_is_raised_with_everybody() -> None:
+    wanted = {ALICE: Admission((A,), 60.0)}
+    repair = compare(wanted, None, lease_demanded=True)
+    assert (repair.rebuild, repair.admit) == (True, wanted)
+    assert [drift.detail for drift in repair.drift] == ["the nftables table is gone"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "elements", "barred", "said"),
+    [
+        (60.0, {}, (A,), "is not let through"),
+        (60.0, {A: 60 + TOLERANCE + 0.1}, (A,), "s longer than its session lives"),
+        (60.0, {A: math.inf}, (A,), "s longer than its session lives"),
+        (60.0, {A: 60 - TOLERANCE - 0.1}, (A,), "s less than its session lives"),
+        (60.0, {A: None}, (A,), "let through for good"),
+        (60.0, {A: 60.0}, (), "not barred without one"),
+        (0.5, {A: 5.0}, (A,), "s longer than its session lives"),
+        (None, {}, (), "not let through for good"),
+        (None, {A: 60.0}, (), "not let through for good"),
+        (None, {A: None}, (A,), "is barred"),
+    ],
+)
+def test_an_element_that_differs_is_written_anew(
+    wanted: float | None, elements: dict[Prefix, float | None], barred: tuple[Prefix, ...], said: str
+) -> None:
+    admissions = {ALICE: Admission((A,), wanted), BOB: Admission((B,), 30.0)}
+    repair = compare(admissions, held({**elements, B: 30.0}, *barred, B), lease_demanded=True)
+    assert dict(repair.admit) == {ALICE: admissions[ALICE]}
+    ((key, detail),) = repair.drift
+    assert key == ALICE
+    assert said in detail
+    assert detail.startswith("10.8.0.5/32 ")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "elements"),
+    [
+        (0.5, {}),
+        (TOLERANCE, {}),
+        (60.0, {A: 60 + TOLERANCE - 0.1}),
+        (60.0, {A: 60 - TOLERANCE + 0.1}),
+        (1.0, {A: 0.0}),
+    ],
+)
+def test_time_that_passes_while_reading_is_no_drift(
+    wanted: float, elements: dict[Prefix, float | None]
+) -> None:
+    repair = compare({ALICE: Admission((A,), wanted)}, held(elements, A), lease_demanded=True)
+    assert not repair.drift
+
+
+def test_what_belongs_to_nobody_is_dismissed() -> None:
+    wanted = {ALICE: Admission((A,), 60.0)}
+    repair = compare(wanted, held({A: 60.0, B: 60.0, WIDE: None}, A, B), lease_demanded=True)
+    assert set(repair.dismiss) == {B, WIDE}
+    assert len(repair.drift) == 2
+
+
+def test_a_bar_that_an_ended_session_left_behind_is_taken_away_without_a_word() -> None:
+    repair = compare({}, held({}, A), lease_demanded=True)
+    assert (repair.dismiss, repair.drift) == ((A,), ())
+
+
+def test_faults_of_the_table_and_another_lease_rule_rebuild_it() -> None:
+    broken = compare({}, held({}, faults=("the chain ingress is gone",)), lease_demanded=True)
+    assert (broken.rebuild, [d.detail for d in broken.drift]) == (True, ["the chain ingress is gone"])
+    other = compare({}, held({}, lease_demanded=True), lease_demanded=False)
+    assert (other.rebuild, len(other.drift)) == (True, 1)
+
+
+def test_an_adopted_sessions_life_is_the_shortest_of_its_elements_and_none_unless_all_are_there() -> None:
+    contents = held({A: 30.0, B: 20.0, WIDE: None, parse_prefix("10.8.0.7"): math.inf})
+    assert contents.remaining((A, B)) == 20.0
+    assert contents.remaining((A,)) == 30.0
+    for prefixes in ((), (A, WIDE), (A, parse_prefix("10.8.0.99")), (parse_prefix("10.8.0.7"),)):
+        assert contents.remaining(prefixes) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("boot", "monotonic", "slept"),
+    [(1000.0, 900.0, False), (2000.1, 1900.0, False), (2000.0, 1899.0, True), (90_000.0, 900.0, True)],
+)
+def test_after_a_suspend_the_elements_are_written_anew(boot: float, monotonic: float, slept: bool) -> None:
+    assert slept_since(100.0, boot, monotonic) is slept
+
+
+def test_short_sleeps_add_up() -> None:
+    offset = 100.0
+    assert not slept_since(offset, 1000.2, 900.0)
+    assert slept_since(offset, 1000.4, 900.0)
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_a_timeout_is_whole_milliseconds_rounded_down_or_none(seconds: float) -> None:
+    text = duration(seconds)
+    if text is None:
+        assert not seconds >= 0.01
+        return
+    whole, _, rest = text.partition("s")
+    milliseconds = int(whole) * 1000 + int(rest.removesuffix("ms") or 0)
+    assert 10 <= milliseconds <= seconds * 1000
+    assert min(seconds, 99_999_999.0) * 1000 - milliseconds < 1.01
+    # nft takes no number of more than eight digits.
+    assert len(whole) <= 8
+    assert len(rest) <= 5
+    assert nftlist._seconds(text) == milliseconds / 1000
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters='"*\\', categories=("L", "N", "P", "S"))))
+def test_no_two_interfaces_share_a_table(name: str) -> None:
+    if not name:
+        return
+    text = table_name(name)
+    body = text.removeprefix("wg_agent_")
+    back = bytearray()
+    while body:
+        if body[0] == ".":
+            back.append(int(body[1:3], 16))
+            body = body[3:]
+        else:
+            back.append(ord(body[0]))
+            body = body[1:]
+    assert back.decode() == name
+    assert all(c.isalnum() or c in "._-" for c in text)
+
+
+@pytest.mark.parametrize("name", ["", 'wg"0', "wg*", "wg\\0", "wg\n", "wgé"])
+def test_an_interface_that_nft_can_not_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="can't name"):
+        table_name(name)
+
+
+def test_every_session_set_fails_closed() -> None:
+    for length in range(129):
+        for version in (4, 6):
+            command = ruleset.add_set("wg0", PrefixSet(Kind.SESSION, version, length))
+            assert "timeout 1s;" in command
+            assert "interval" not in command
+            assert "auto-merge" not in command
+
+
+def test_a_listing_is_read_in_the_words_of_older_and_newer_nft() -> None:
+    text = """table inet wg_agent_wg0 {
+	comment "made by wg-agent, which owns this table"
+	set lease {
+		type ifname
+		size 65535
+		flags timeout
+		timeout 1s
+		elements = { "wg0" timeout 5m expires 4m59s996ms }
+	}
+	set session4_32 {
+		type ipv4_addr
+		timeout 1s
+		elements = { 10.8.0.5 timeout 1d10h17m36s788ms expires 1d10h17m36s780ms, 10.8.0.6 expires 992ms,
+				10.8.0.7 timeout never, 10.8.0.8 timeout 2m expires 1m1s comment "it, is" }
+	}
+	set session6_64 {
+		type ipv6_addr
+		timeout 1s
+		elements = { fd00:8:: timeout 1m40s expires 1m39s992ms }
+	}
+	set exempt4_24 {
+		type ipv4_addr
+		elements = { 10.8.9.0 comment "mine" }
+	}
+	set barred4_32 {
+		type ipv4_addr
+		elements = { 10.8.0.5, 10.8.0.6 }
+	}
+	set session4_40 {
+		type ipv4_addr
+	}
+	set barred4_16 {
+		type ipv4_addr
+		flags interval
+	}
+	map theirs {
+		type ipv4_addr : verdict
+		elements = { 10.0.0.1 : accept }
+	}
+	chain ingress {
+		type filter hook ingress devices = { "wg0" } priority 0; policy drop;
+		iifname @lease jump from_session comment "one"
+		ip saddr 10.0.0.1 accept
+	}
+	chain postrouting {
+		type filter hook postrouting priority filter; policy accept;
+	}
+	chain other {
+		type nat hook output priority -100; policy accept;
+	}
+}
+"""
+    listing = nftlist.parse(text)
+    assert listing.owned
+    assert listing.lease is not None
+    assert listing.lease.keys() == {"wg0"}
+    assert listing.lease["wg0"] == pytest.approx(299.996)
+    sessions = listing.sets[PrefixSet(Kind.SESSION, 4, 32)]
+    assert sessions == {
+        "10.8.0.5": pytest.approx(123456.78),
+        "10.8.0.6": 0.992,
+        "10.8.0.7": math.inf,
+        "10.8.0.8": 61.0,
+    }
+    assert listing.broken_sets == ["barred4_16"]
+    assert listing.chains["ingress"].hook == ("ingress", "wg0", "0", "drop")
+    assert listing.chains["ingress"].rules == ["one", ""]
+    assert listing.chains["postrouting"].hook == ("postrouting", "", "0", "accept")
+    contents = listing.contents("wg0")
+    assert contents.elements[parse_prefix("fd00:8::/64")] == pytest.approx(99.992)
+    assert contents.elements[WIDE] is None
+    assert contents.barred == {A, B}
+    assert "there is a foreign chain other" in contents.faults
+    assert "the set session6_128 is gone" in contents.faults
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "table inet t {\n\tnonsense of the future\n}\n",
+        (
+            "table inet t {\n\tset lease {\n\t\ttype ifname\n\t\ttimeout 1s\n"
+            "\t\telements = { a expires 1y }\n\t}\n}\n"
+        ),
+    ],
+)
+def test_a_listing_that_can_not_be_understood_is_never_half_read(text: str) -> None:
+    with pytest.raises(ValueError, match="nft lists"):
+        nftlist.parse(text)
+
+
+def test_flowtables_over_the_interface_are_named_by_device_and_wildcard() -> None:
+    text = """table inet shop {
+	flowtable fast {
+		hook ingress priority filter
+		devices = { eth0, wg0 }
+	}
+	flowtable slow {
+		hook ingress priority filter
+		devices = { eth0,
+				wg01 }
+	}
+}
+table ip more {
+	flowtable any {
+		hook ingress priority filter
+		devices = { "wg*" }
+	}
+}
+"""
+    assert nftlist.flowtables(text, "wg0") == ("inet shop fast", "ip more any")
+    assert nftlist.flowtables("", "wg0") == ()
+
+
+def test_admitting_a_prefix_twice_in_one_go_deletes_it_once() -> None:
+    admissions = [Admission((A, A), 5.0), Admission((A,), 6.0), Admission((WIDE, WIDE), None)]
+    commands, sets = ruleset.admit("wg0", admissions, ALWAYS)
+    assert sets == {*ALWAYS, PrefixSet(Kind.EXEMPT, 4, 24)}
+    assert sum(command.count("10.8.0.5") for command in commands if command.startswith("delete")) == 2
+    assert [c for c in commands if "timeout 6s0ms" in c]
+    dismissed = ruleset.dismiss("wg0", [A, A, WIDE], ALWAYS)
+    assert [c.count("10.8.0.5") for c in dismissed] == [1] * 6
