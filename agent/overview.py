@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from agent.encoding import format_key, format_time
 from agent.metrics import PeerSeries
-from agent.model import Now, ObservedDevice, PublicKey, Refusal
+from agent.model import Now, ObservedDevice, PublicKey, Refusal, UnreadablePeer
 from agent.plan import CUT, Mirror, describe, make_plan
 from agent.state import State
 
@@ -52,11 +52,26 @@ def status(state: State, mirror: Mirror, now: Now, about: Mapping[str, Any]) -> 
         "revision": None if state.epoch is None else state.revision,
         "mfa_required": None if state.location is None else state.location.mfa_required,
         "location": None if state.location is None else state.location.name,
-        "unreadable": [
-            {"public_key": peer.public_key, "name": peer.name, "reason": peer.reason.value}
-            for peer in roster.unreadable
-        ],
-        "peers": peers,
+        "peers": [*peers, *map(_unreadable, roster.unreadable)],
+    }
+
+
+def _unreadable(peer: UnreadablePeer) -> dict[str, Any]:
+    """An entry of core's list whose key can't be read; it is shown as core wrote it."""
+    return {
+        "public_key": peer.public_key,
+        "name": peer.name,
+        "state": "refused",
+        "allowed_ips": [],
+        "session_id": None,
+        "expires_at": None,
+        "time_left": None,
+        "latest_handshake": None,
+        "endpoint": None,
+        "rx_bytes": 0,
+        "tx_bytes": 0,
+        "mfa_exempt": False,
+        "reason": peer.reason.value,
     }
 
 

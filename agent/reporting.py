@@ -28,6 +28,8 @@ class Reporting:
         self._last: Applied | None = None
         self._ends: dict[str, SessionEnd] = {}
         self._stats_due = False
+        self._refused: tuple[RefusedPeer, ...] = ()
+        self._refused_at = -1
 
     # The reconciler's side.
 
@@ -51,8 +53,13 @@ class Reporting:
     def refused(self) -> tuple[RefusedPeer, ...]:
         """The whole current list of the refused."""
         roster = self._state.roster
+        if self._refused_at == roster.refusals:
+            return self._refused
         unreadable = (RefusedPeer(peer.public_key, peer.reason) for peer in roster.unreadable)
-        return (*unreadable, *(RefusedPeer(format_key(k), r) for k, r in sorted(roster.refused.items())))
+        refused = (RefusedPeer(format_key(k), r) for k, r in sorted(roster.refused.items()))
+        self._refused = (*unreadable, *refused)
+        self._refused_at = roster.refusals
+        return self._refused
 
     def ended(self, ends: Iterable[SessionEnd]) -> None:
         """These ends are journalled and wait for core to take them."""

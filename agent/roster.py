@@ -23,6 +23,8 @@ class Roster:
         self.ended: dict[str, float] = {}
         """With the first ``granted_at`` of each id, in core's time."""
         self.refused: dict[PublicKey, Refusal] = {}
+        self.refusals = 0
+        """Counts changes of who is refused, and why."""
         self.newly_refused: set[PublicKey] = set()
         self.cleared: set[PublicKey] = set()
         self.own_key = own_key
@@ -37,6 +39,7 @@ class Roster:
 
     def load(self, peers: dict[PublicKey, Peer], mfa_required: bool) -> None:
         """Replace the list by this one."""
+        self.refusals += 1
         for key in self.refused.keys() - peers.keys():
             del self.refused[key]
         self.peers = peers
@@ -72,7 +75,8 @@ class Roster:
     def drop(self, key: PublicKey) -> None:
         """The peer is no longer listed."""
         peer = self.peers.pop(key)
-        self.refused.pop(key, None)
+        if self.refused.pop(key, None) is not None:
+            self.refusals += 1
         self._blocked.pop(key, None)
         affected = self._claims.drop(key)
         if peer.session is not None:
@@ -159,6 +163,7 @@ class Roster:
             before = self.refused.get(key)
             if refusal is before:
                 continue
+            self.refusals += 1
             if refusal is None:
                 del self.refused[key]
                 self.cleared.add(key)

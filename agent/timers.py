@@ -8,6 +8,7 @@ clock, finds every deadline within a second all the same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NoReturn, Protocol
@@ -42,10 +43,22 @@ class Timers:
     """
 
     def __init__(self, timed: Timed, interval: float, alive: Callable[[], None]) -> None:
-        self.interval = interval
+        self._interval = interval
+        self._changed = asyncio.Event()
         self._timed = timed
         self._alive = alive
         self._ticking = False
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks at the interface; another value counts from now on."""
+        return self._interval
+
+    @interval.setter
+    def interval(self, seconds: float) -> None:
+        if seconds != self._interval:
+            self._interval = seconds
+            self._changed.set()
 
     async def run(self) -> NoReturn:
         """Run the scheduler and both loops."""
@@ -76,7 +89,11 @@ class Timers:
 
     async def _observe(self) -> NoReturn:
         while True:
-            await asyncio.sleep(self.interval)
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval):
+                    await self._changed.wait()
+                    continue
             self._timed.observe()
 
     async def _arm(self, scheduler: AsyncIOScheduler) -> NoReturn:

@@ -28,6 +28,9 @@ class Traffic(NamedTuple):
 
 
 _NOTHING = Traffic()
+# What no traffic reaches and a faulty implementation may claim: more can't be journalled or told.
+_MOST = (1 << 63) - 1
+_LATEST = 200_000_000_000.0
 
 
 class TrafficBook:
@@ -60,8 +63,10 @@ class TrafficBook:
         """Take in one look at a peer; return the bytes received since the last, None if nothing changed."""
         key = observed.public_key
         held = self._book.get(key, _NOTHING)
-        rx, tx = observed.rx_bytes, observed.tx_bytes
+        rx, tx = min(observed.rx_bytes, _MOST), min(observed.tx_bytes, _MOST)
         handshake = observed.latest_handshake or held.latest_handshake
+        if not 0.0 <= handshake < _LATEST:
+            handshake = held.latest_handshake
         endpoint = observed.endpoint or held.endpoint
         if (
             rx == held.kernel_rx
@@ -72,8 +77,8 @@ class TrafficBook:
             return None
         received = rx - held.kernel_rx if rx >= held.kernel_rx else rx
         self._book[key] = Traffic(
-            held.rx_bytes + received,
-            held.tx_bytes + (tx - held.kernel_tx if tx >= held.kernel_tx else tx),
+            min(held.rx_bytes + received, _MOST),
+            min(held.tx_bytes + (tx - held.kernel_tx if tx >= held.kernel_tx else tx), _MOST),
             rx,
             tx,
             handshake,

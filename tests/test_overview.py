@@ -64,11 +64,11 @@ def test_status_shows_exactly_cores_list() -> None:
     document = json.loads(json.dumps(status(state, mirror, after(10), {"interface": "wg0"})))
     assert (document["interface"], document["epoch"], document["revision"]) == ("wg0", "e1", 1)
     assert (document["mfa_required"], document["location"]) == (True, "hq")
-    assert document["unreadable"] == [
-        {"public_key": "nonsense", "name": "eve", "reason": "invalid_public_key"}
-    ]
-    assert len(document["peers"]) == len(ALL)
-    alice, bob, carol, _, router = document["peers"]
+    assert len(document["peers"]) == len(ALL) + 1
+    alice, bob, carol, _, router, eve = document["peers"]
+    assert (eve["public_key"], eve["name"], eve["state"]) == ("nonsense", "eve", "refused")
+    assert eve["reason"] == "invalid_public_key"
+    assert eve.keys() == carol.keys() | {"reason"}
     assert alice == {
         "public_key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=",
         "name": "alice",

@@ -82,10 +82,6 @@ def report(document: Mapping[str, Any], wall: float, width: int, rows: int = _RO
         parts.append(_table(peers[:rows], wall, with_keys=width >= _KEY_FROM))
     if len(peers) > rows:
         parts.append(Text(f"… and {len(peers) - rows} more peers: --json shows them all"))
-    parts.extend(
-        Text(shown(f"refused: {peer['name']} {peer['public_key']}: {peer['reason']}"), style="red")
-        for peer in document.get("unreadable", ())
-    )
     return Group(*parts)
 
 
@@ -102,7 +98,6 @@ def _health(document: Mapping[str, Any]) -> list[Text]:
         core.append(f", epoch {document['epoch']} revision {document['revision']}", style="not bold")
     lines = [core]
     counts = Counter(peer["state"] for peer in document["peers"])
-    counts["refused"] += len(document.get("unreadable", ()))
     about = ", ".join(f"{counts[state]} {state}" for state in _ORDER)
     if document["mfa_required"] is not None:
         mfa = "requires MFA" if document["mfa_required"] else "does not require MFA"

@@ -124,7 +124,6 @@ class Agent:
             "revision": 42,
             "mfa_required": True,
             "location": "hq",
-            "unreadable": [],
             **self.about,
             "peers": self.peers,
         }
