@@ -229,3 +229,8 @@ def test_a_psk_is_32_bytes_not_all_zero_and_shows_nothing() -> None:
     secret = PresharedKey(b"secretsecretsecretsecretsecretse")
     assert "secret" not in repr(secret)
     assert "secret" not in repr(grant("s", 1)) + str(secret)
+
+
+def test_a_grant_dated_in_the_future_does_not_put_off_the_ceiling() -> None:
+    dated = grant("s-1", 1, granted_at=CORE + 10 * DAY, expires_at=CORE + 20 * DAY)
+    assert hard_end(dated, DAY, CORE) == CORE + DAY

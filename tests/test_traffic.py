@@ -135,3 +135,10 @@ def test_after_a_new_epoch_everybody_who_was_seen_is_due() -> None:
     report(book, 1)
     book.report_all()
     assert set(book.due(9, {key(1), key(2), key(3)})) == {key(1), key(2)}
+
+
+def test_what_no_traffic_reaches_is_not_believed() -> None:
+    book = TrafficBook()
+    book.observe(observed(1, rx=2**64 - 1, tx=2**64 - 1, handshake=1e15))
+    assert totals(book) == (2**63 - 1, 2**63 - 1)
+    assert book.get(key(1)).latest_handshake == 0.0

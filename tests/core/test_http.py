@@ -119,6 +119,8 @@ def test_a_very_large_state_is_read_off_the_loop() -> None:
         (answer(404), CoreRejected, "core.url is wrong"),
         (answer(400), CoreRejected, "400"),
         (answer(301, Location="https://elsewhere/"), CoreRejected, "redirects"),
+        (answer(302, Location="https:login"), CoreUnavailable, "headers that can't be read"),
+        (answer(302, Location="http://xn--a/"), CoreUnavailable, "headers that can't be read"),
         (answer(302, Location="state"), CoreRejected, "redirects"),
         (answer(307, Location="state"), CoreRejected, "redirects"),
         (answer(429), CoreUnavailable, "429"),

@@ -6,7 +6,15 @@ import pytest
 
 from agent.errors import DeviceError
 from agent.keeper import ROUNDS
-from agent.model import AddPeer, RemovePeer, UpdatePeer
+from agent.model import (
+    AddPeer,
+    InterfaceSettings,
+    Location,
+    LocationChanged,
+    RemovePeer,
+    SessionPolicy,
+    UpdatePeer,
+)
 from agent.ports import Verdict
 from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
 from tests.support.builders import grant, key, peer, psk
@@ -277,3 +285,30 @@ def test_a_start_without_an_interface_to_be_had_fails(world: World) -> None:
     world.host.cannot_be_made = True
     with pytest.raises(DeviceError):
         with_agent(world, scenario)
+
+
+def test_settings_that_the_link_can_not_have_keep_nobody_on_it(world: World) -> None:
+    world.host.taken_ports = frozenset({53})
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1, lasts=30), live(2)]))
+        settings = InterfaceSettings(listen_port=53)
+        location = agent.state.location or Location("", "", mfa_required=False)
+        await agent.give([core.change(LocationChanged(location, settings, SessionPolicy()))])
+        await agent.give([core.change(revoked(2, "s2"))])
+        assert world.on_interface() == {key(1): psk(1)}
+        world.clock.advance(30)
+        await agent.tick()
+        assert world.on_interface() == {}
+        assert "the port is taken" in agent.reconciler.status()["device_error"]
+        world.host.taken_ports = frozenset()
+        await agent.tick()
+        assert world.host.listen_port == 53
+        assert agent.reconciler.status()["device_error"] == ""
+
+    async def again(agent: Agent, core: Core) -> None:
+        assert agent.state.sessions == {}
+
+    with_agent(world, scenario)
+    world.host.taken_ports = frozenset({53})
+    with_agent(world, again)

@@ -49,6 +49,7 @@ class Host:
     error: int = errno.ENOMEM
     reads_fail: int = 0
     cannot_be_made: bool = False
+    taken_ports: frozenset[int] = frozenset()
     apply_takes: Callable[[int], None] = lambda _: None
     at: Callable[[str], None] = lambda _: None
 
@@ -109,6 +110,8 @@ class RecordingLink:
     async def configure(self, settings: InterfaceSettings) -> list[str]:
         host = self.host.existing()
         host.public_key = OWN_KEY
+        if settings.listen_port in host.taken_ports:
+            raise DeviceError("the port is taken", errno=errno.EADDRINUSE)
         self.listen_port = 51820 if settings.listen_port is None else settings.listen_port
         self.fwmark = settings.fwmark
         host.listen_port, host.fwmark = self.listen_port, settings.fwmark or 0
