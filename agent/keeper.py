@@ -235,6 +235,8 @@ class Keeper:
         dirty, state.dirty = state.dirty - self.stuck, set()
         plan = make_plan(((key, state.wanted(key, now)) for key in dirty), writer.mirror)
         try:
+            if self._warden is not None:
+                await self._warden.before_removes(now)
             if plan.removes and not one_by_one:
                 # Who has to go does not wait for the disk that the others' sessions are journalled on.
                 went_on = await writer.carry_out(replace(plan, updates=(), adds=()), between)

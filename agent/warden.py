@@ -70,6 +70,16 @@ class Warden:
         self._up = False
         self._forget()
 
+    async def before_removes(self, now: Now) -> None:
+        """Have the table there before anybody is removed, when MFA was switched on."""
+        if self._up or not self.needed:
+            return
+        try:
+            await self._raise(now)
+        except GuardError:
+            # Nobody is kept on the interface for it; who is to be let in is judged next.
+            return
+
     async def before_kernel(self, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
         """Admit whoever of these is wanted, before the device has them; return who can't be let in."""
         if not self.needed:

@@ -29,8 +29,10 @@ from agent.ports import Applied, Outcome
 from agent.reconciler import Reconciler
 from agent.sessions import Limits
 from agent.state import State
+from agent.warden import Warden
 from tests.support.builders import NOW, OWN_KEY, grant, key, peer, snapshot
 from tests.support.recording_device import Host
+from tests.support.recording_guard import RecordingGuard
 
 __all__ = ["CUT", "Agent", "Clock", "Core", "World", "granted", "revoked", "run", "upserted"]
 
@@ -103,6 +105,8 @@ class World:
     boot_id: str = "boot-1"
     journal_fails: bool = False
     disk_takes: Callable[[], None] = lambda: None
+    guard: RecordingGuard | None = None
+    guard_required: bool = True
 
     def agent(self, **members: Any) -> "Agent":
         return Agent(self, **members)
@@ -167,8 +171,18 @@ class Agent:
             read_clock=world.clock,
             core_lost_grace=core_lost_grace,
             alive=self._alive,
+            warden=None if world.guard is None else self._warden(world.guard),
         )
         self._task: asyncio.Task[None] | None = None
+
+    def _warden(self, guard: RecordingGuard) -> Warden:
+        return Warden(
+            state=self.state,
+            guard=guard,
+            read_clock=self.world.clock,
+            required=self.world.guard_required,
+            lease=300.0,
+        )
 
     def _alive(self) -> None:
         self.alive += 1

@@ -1,0 +1,79 @@
+"""A guard in memory that records what is asked, in the host's log, and fails on demand."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agent.errors import GuardError
+from agent.guard import Admission, GuardContents
+from agent.model import Prefix, PublicKey
+from tests.support.recording_device import Host
+
+
+@dataclass
+class RecordingGuard:
+    """``table`` is what the kernel holds: None without a table, else each prefix with its seconds."""
+
+    host: Host
+    table: dict[Prefix, float | None] | None = None
+    barred: set[Prefix] = field(default_factory=set)
+    lease: float | None = None
+    fails: bool = False
+    refuses: frozenset[PublicKey] = frozenset()
+
+    def _did(self, what: str, *about: object) -> None:
+        if self.fails:
+            raise GuardError("nftables is not to be had", "install it")
+        self.host.log.append((f"guard {what}", about))
+
+    async def read(self) -> GuardContents | None:
+        self._did("read")
+        if self.table is None:
+            return None
+        return GuardContents(dict(self.table), frozenset(self.barred), self.lease, bool(self.lease))
+
+    async def raise_(
+        self, admissions: Mapping[PublicKey, Admission], lease: float | None
+    ) -> Mapping[PublicKey, str]:
+        self._did("raise", set(admissions))
+        self.table = {} if self.table is None else self.table
+        self.lease = lease
+        return self._write(admissions)
+
+    async def lower(self) -> bool:
+        self._did("lower")
+        there, self.table = self.table is not None, None
+        self.barred.clear()
+        return there
+
+    async def admit(self, admissions: Mapping[PublicKey, Admission]) -> Mapping[PublicKey, str]:
+        self._did("admit", dict(admissions))
+        return self._write(admissions)
+
+    async def dismiss(self, prefixes: Iterable[Prefix]) -> None:
+        gone = tuple(prefixes)
+        self._did("dismiss", gone)
+        assert self.table is not None
+        for prefix in gone:
+            self.table.pop(prefix, None)
+            self.barred.discard(prefix)
+
+    async def renew_lease(self, seconds: float | None) -> None:
+        self._did("lease", seconds)
+        self.lease = seconds
+
+    async def disturbed(self) -> None:
+        await asyncio.Event().wait()
+
+    def close(self) -> None:
+        self.host.log.append(("guard close", ()))
+
+    def _write(self, admissions: Mapping[PublicKey, Admission]) -> dict[PublicKey, str]:
+        assert self.table is not None
+        for key, (prefixes, remaining) in admissions.items():
+            if key in self.refuses:
+                continue
+            for prefix in prefixes:
+                self.table[prefix] = remaining
+                (self.barred.discard if remaining is None else self.barred.add)(prefix)
+        return {key: "it is refused" for key in admissions if key in self.refuses}
