@@ -152,7 +152,7 @@ class Keeper:
                 await self._configure_link()
                 while state.dirty:
                     did_something |= await self._carry_out(between, one_by_one=failures >= ROUNDS)
-                if self._warden is not None:
+                if self._warden is not None and not self.stuck:
                     await self._warden.settle()
                 await self._bring_up()
                 break
@@ -250,7 +250,7 @@ class Keeper:
             for key in plan.adopted:
                 state.adopted(key, now)
             unjournalled = await self._books.before_kernel()
-            unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, now)
+            unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, self._clock())
             if unjournalled or unguarded:
                 state.block(unjournalled, Refusal.NOT_JOURNALLED)
                 state.block(unguarded, Refusal.NOT_GUARDED)
@@ -261,7 +261,7 @@ class Keeper:
             elif not await writer.carry_out(plan, between):
                 state.dirty |= dirty
             if self._warden is not None:
-                await self._warden.after_kernel(dirty - state.dirty - self.stuck, self._clock())
+                await self._warden.after_kernel(dirty - state.dirty, self._clock())
         except BaseException:
             state.dirty |= dirty
             raise

@@ -23,8 +23,8 @@ from agent.model import Prefix
 OWNER: Final = "made by wg-agent, which owns this table"
 LEASE_SET: Final = "lease"
 SHORTEST: Final = 0.01
-"""Seconds: one tick of the slowest kernel. Older ones round less than a tick of theirs down to none at
-all, and such an element never expires."""
+"""Seconds: one tick of the slowest clock that a kernel is built with (100 Hz). A shorter time could be
+counted as no ticks at all, which to nftables means that the element never expires."""
 _LONGEST: Final = 99_999_999
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]")
 

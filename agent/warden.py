@@ -7,7 +7,9 @@ after it no longer does.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -15,7 +17,7 @@ import structlog
 from agent import clock
 from agent.encoding import format_key
 from agent.errors import GuardError
-from agent.guard import Admission, GuardDrift, compare, slept_since
+from agent.guard import Admission, GuardContents, GuardDrift, compare, slept_since
 from agent.model import DesiredPeer, Now, Prefix, PublicKey
 from agent.ports import Guard
 from agent.sessions import Deadline
@@ -25,6 +27,8 @@ _log = structlog.get_logger(__name__)
 
 _LEASE_EVERY: Final = 1.0
 """Seconds between two renewals of the lease: once a tick."""
+_RAISE_EVERY: Final = 5.0
+"""Seconds between two attempts at a table that could not be made: each is work over all peers."""
 
 
 class Warden:
@@ -49,6 +53,11 @@ class Warden:
         """Whether there is a table of an earlier life that was not taken over."""
         self._held: dict[PublicKey, tuple[tuple[Prefix, ...], Deadline | None]] = {}
         self._owner: dict[Prefix, PublicKey] = {}
+        self._untidy = False
+        """Whether the table may hold elements of ours that are not known here."""
+        self._failed: GuardError | None = None
+        """Why the table could not be made at the last attempt, and when that was."""
+        self._failed_at = 0.0
         self._offset = 0.0
         self._renewed_at = 0.0
 
@@ -61,30 +70,31 @@ class Warden:
     async def start(self) -> None:
         """See whether an earlier life has left a table: it goes on ending sessions, whoever knows of it."""
         try:
-            self._left_over = await self._guard.read() is not None
+            self._left_over = self._untidy = await self._guard.read() is not None
         except GuardError as error:
             _log.warning("the guard can't be read", error=str(error))
 
     def link_made(self) -> None:
         """The link was made anew: the chain at its ingress hook went with the old one."""
-        self._up = False
+        self._untidy |= bool(self._held)
+        self._up, self._failed = False, None
         self._forget()
 
     async def before_removes(self, now: Now) -> None:
         """Have the table there before anybody is removed, when MFA was switched on."""
-        if self._up or not self.needed:
+        if self._up or self._is_hopeless() or not self.needed:
             return
-        try:
+        # Nobody is kept on the interface for it; who is to be let in is judged next.
+        with contextlib.suppress(GuardError):
             await self._raise(now)
-        except GuardError:
-            # Nobody is kept on the interface for it; who is to be let in is judged next.
-            return
 
     async def before_kernel(self, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
         """Admit whoever of these is wanted, before the device has them; return who can't be let in."""
         if not self.needed:
-            self.fault = ""
+            self.fault, self._failed = "", None
             return []
+        if not self._up and self._failed is not None and self._is_hopeless():
+            return self._without(self._failed, dirty, now)
         try:
             if not self._up:
                 refused = await self._raise(now)
@@ -99,8 +109,6 @@ class Warden:
 
     async def after_kernel(self, dirty: Iterable[PublicKey], now: Now) -> None:
         """Dismiss whoever of these is wanted no longer, now that the device does not have them."""
-        if not self._up:
-            return
         gone: list[Prefix] = []
         for key in dirty:
             held = self._held.get(key)
@@ -112,24 +120,33 @@ class Warden:
             if admission is None:
                 del self._held[key]
             else:
-                self._held[key] = self._as_held(key, admission)
+                # Not as it is wanted but as it was written: what has not been is written later.
+                self._held[key] = tuple(p for p in held[0] if p in kept), held[1]
         for prefix in gone:
             del self._owner[prefix]
+        if not gone:
+            return
+        if not self._up:
+            self._untidy = True
+            return
         try:
-            if gone:
-                await self._guard.dismiss(gone)
+            await self._guard.dismiss(gone)
         except GuardError as error:
-            # The elements end at their deadline; the next look finds those that would outlive it.
+            # The elements end at their deadline; the next look finds those that are still there.
+            self._untidy = True
             _log.warning("the guard could not dismiss elements", error=str(error))
 
     async def settle(self) -> None:
         """The device has followed: a guard that nothing needs any longer goes last."""
         if self.needed or self._state.location is None or not (self._up or self._left_over):
             return
+        if self._is_hopeless():
+            return
         try:
             await self._guard.lower()
         except GuardError as error:
-            _log.error("the guard could not be taken down", error=str(error))
+            _log.error("the guard could not be taken down, tried again soon", error=str(error))
+            self._failed, self._failed_at = error, clock.monotonic()
             return
         self._up = self._left_over = False
         self._forget()
@@ -138,7 +155,9 @@ class Warden:
     async def tick(self) -> None:
         """Renew the agent's lease, and write all elements anew after a suspend."""
         left_over = self._left_over and self._state.location is None
-        if not (self._up or left_over) or clock.monotonic() - self._renewed_at < _LEASE_EVERY:
+        # A lease that lapses meanwhile would suspend whoever still has an element.
+        down = bool(self.fault)
+        if not (self._up or left_over or down) or clock.monotonic() - self._renewed_at < _LEASE_EVERY:
             return
         self._renewed_at = clock.monotonic()
         now = self._clock()
@@ -148,18 +167,27 @@ class Warden:
                 self._offset = now.boot - clock.monotonic()
                 await self._admit(self._admissions(self._everybody(), now), now)
         except GuardError as error:
-            self._up = False
-            _log.error("the guard can't be kept, it is made again", error=str(error))
-            self._state.dirty.update(self._everybody())
+            if self._up:
+                self._up = False
+                _log.error("the guard can't be kept, it is made again", error=str(error))
+                self._state.dirty.update(self._everybody())
+            elif left_over:
+                _log.warning("the lease can't be renewed", error=str(error))
 
     async def look(self) -> list[GuardDrift]:
         """Read the table, and repair what somebody else has changed; what that was."""
-        if not self.needed or not self._up:
+        if not self.needed:
+            return []
+        if not self._up:
+            self._failed = None
+            self._state.dirty.update(self._everybody())
             return []
         try:
             contents = await self._guard.read()
             now = self._clock()
-            wanted = self._admissions(self._everybody(), now)
+            wanted = self._settled(now)
+            if contents is not None:
+                contents = await self._known(contents, wanted)
             repair = compare(wanted, contents, lease_demanded=bool(self.lease))
             if contents is None:
                 self._forget()
@@ -167,7 +195,7 @@ class Warden:
                 await self._raise(now)
             if repair.dismiss:
                 await self._guard.dismiss(repair.dismiss)
-            if repair.admit:
+            if repair.admit and not repair.rebuild:
                 await self._admit(dict(repair.admit), now)
         except GuardError as error:
             self._up = False
@@ -182,6 +210,41 @@ class Warden:
     def close(self) -> None:
         """Let go of nftables; the table stays."""
         self._guard.close()
+
+    def _is_hopeless(self) -> bool:
+        """Whether the table could not be made just now, and need not be tried at each change."""
+        return self._failed is not None and clock.monotonic() - self._failed_at < _RAISE_EVERY
+
+    def _settled(self, now: Now) -> dict[PublicKey, Admission]:
+        """Who has been admitted as is wanted now; others are still to follow, or to be tried again."""
+        settled, dirty = {}, self._state.dirty
+        for key, admission in self._admissions(self._everybody(), now).items():
+            if key in dirty:
+                continue
+            if self._held.get(key) == self._as_held(key, admission):
+                settled[key] = admission
+            else:
+                dirty.add(key)
+        return settled
+
+    async def _known(self, contents: GuardContents, settled: Mapping[PublicKey, Admission]) -> GuardContents:
+        """What of the contents can be judged: not what is still to follow, nor what is left as found.
+
+        Elements of ours whose dismissal was missed, in another life or by a fault, are dismissed.
+        """
+        strange = (contents.elements.keys() | contents.barred) - self._owner.keys()
+        aside = {prefix for prefix, owner in self._owner.items() if owner not in settled}
+        if self._state.epoch is None:
+            aside |= strange
+        elif self._untidy:
+            if strange:
+                await self._guard.dismiss(strange)
+            aside |= strange
+            self._untidy = False
+        if not aside:
+            return contents
+        elements = {prefix: left for prefix, left in contents.elements.items() if prefix not in aside}
+        return replace(contents, elements=elements, barred=contents.barred - aside)
 
     def _everybody(self) -> list[PublicKey]:
         return list(self._state.roster.peers.keys() | self._held.keys() | self._state.sessions.keys())
@@ -219,12 +282,16 @@ class Warden:
 
     async def _raise(self, now: Now) -> Mapping[PublicKey, str]:
         admissions = self._admissions(self._everybody(), now)
-        refused = await self._guard.raise_(admissions, self.lease or None)
+        try:
+            refused = await self._guard.raise_(admissions, self.lease or None)
+        except GuardError as error:
+            self._failed, self._failed_at = error, clock.monotonic()
+            raise
+        self._failed = None
         if not self._up:
             _log.info("guard in force", peers=len(admissions) - len(refused))
         self._up, self._left_over = True, False
         self._offset = now.boot - clock.monotonic()
-        self._forget()
         self._take(admissions, refused)
         return refused
 

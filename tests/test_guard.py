@@ -245,18 +245,18 @@ def test_a_listing_is_read_in_the_words_of_older_and_newer_nft() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "table inet t {\n\tnonsense of the future\n}\n",
-        (
-            "table inet t {\n\tset lease {\n\t\ttype ifname\n\t\ttimeout 1s\n"
-            "\t\telements = { a expires 1y }\n\t}\n}\n"
-        ),
-    ],
+    "element", ["a expires 1y", "a expires 1m1d", "a wears 1 hat", 'a comment "x" expires 1s', "a b"]
 )
-def test_a_listing_that_can_not_be_understood_is_never_half_read(text: str) -> None:
-    with pytest.raises(ValueError, match="nft lists"):
-        nftlist.parse(text)
+def test_a_listed_element_that_can_not_be_understood_is_never_half_read(element: str) -> None:
+    with pytest.raises(ValueError, match="nft lists an unknown"):
+        nftlist.parse(
+            f"\tset lease {{\n\t\ttype ifname\n\t\ttimeout 1s\n\t\telements = {{ b, {element} }}\n\t}}\n"
+        )
+
+
+def test_a_listing_that_can_not_be_understood_is_never_half_read() -> None:
+    with pytest.raises(ValueError, match="nft lists something unknown"):
+        nftlist.parse("table inet t {\n\tnonsense of the future\n}\n")
 
 
 def test_flowtables_over_the_interface_are_named_by_device_and_wildcard() -> None:

@@ -36,15 +36,6 @@ def exempt(*prefixes: str) -> Admission:
     return Admission(tuple(map(parse_prefix, prefixes)), None)
 
 
-def aged(admissions: dict[PublicKey, Admission], since: float) -> dict[PublicKey, Admission]:
-    """The admissions as they stand now; ``since`` is when they were given, on the monotonic clock."""
-    passed = time.monotonic() - since
-    return {
-        key: Admission(prefixes, None if remaining is None else remaining - passed)
-        for key, (prefixes, remaining) in admissions.items()
-    }
-
-
 class Stand:
     """The namespaces, and the guard over ``name`` in the gateway's; for a coroutine run inside it."""
 
