@@ -79,6 +79,8 @@ async def run(wireguard: str, *, keep_files: bool) -> int:
     waiting = asyncio.create_task(interrupted.wait())
     try:
         await asyncio.wait({playing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        # A signal that came while the loop was busy has its turn: it may be why a step has failed.
+        await asyncio.sleep(0.05)
         if signals:
             playing.cancel()
             await asyncio.wait({playing})
