@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what it needs first: see .ci/setup.
-.PHONY: help demo test lint bench format lock clean
+.PHONY: help demo test reliability lint bench format lock clean
 .DEFAULT_GOAL := help
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BIN := .venv/bin
@@ -7,6 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo    the whole product in two network namespaces, under a minute"
 	@echo "make test    every test, the kernel's under QEMU where needed, under 15 minutes"
+	@echo "make reliability  every fault at full size; writes docs/reliability.md"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   micro-benchmarks"
 	@echo "make format  let ruff format and fix what it can"
@@ -20,6 +21,12 @@ demo:
 test:
 	@.ci/setup test
 	@.ci/as-root $(BIN)/$(if $(ARGS),pytest $(ARGS),coverage run -m pytest)
+
+# The whole matrix of faults; it takes about an hour, and two where the kernel has to be emulated.
+reliability:
+	@.ci/setup test
+	@RELIABILITY=full .ci/as-root $(BIN)/pytest -m reliability \
+		--reliability-report docs/reliability.md $(ARGS)
 
 lint:
 	@.ci/setup lint

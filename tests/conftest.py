@@ -7,6 +7,7 @@ prefers the lab, ``=1`` insists on this kernel. With ``CI=true`` a skip is a fai
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import coverage
 import hypothesis
@@ -14,8 +15,10 @@ import pytest
 from _pytest.reports import CollectReport, TestReport
 from _pytest.terminal import TerminalReporter
 
+from agent import __version__
 from tests.lab import kernel, remote
 from tests.support import floors, needs
+from tests.support.ledger import Ledger, Seen, as_property
 
 CI = os.environ.get("CI") == "true"
 
@@ -26,6 +29,40 @@ if not CI:
 
 _run_key = pytest.StashKey[remote.RemoteRun]()
 _floors_key = pytest.StashKey[str]()
+_ledger = Ledger()
+_passed: dict[str, bool] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability-report", type=Path, help="write what the reliability tests saw here")
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest) -> Generator[Seen, None, None]:
+    """Takes the figures of a test that is marked with ``reliability(fault, holds)``."""
+    mark = request.node.get_closest_marker("reliability")
+    assert mark is not None, "seen is for tests of the reliability matrix"
+    fault, holds = mark.args
+    sightings = Seen()
+    yield sightings
+    request.node.user_properties.append(as_property(fault, holds, sightings))
+
+
+@pytest.fixture(autouse=True)
+def _line_of_the_matrix(request: pytest.FixtureRequest) -> None:
+    """A marked test is a line of the matrix also if it has no figures."""
+    if request.node.get_closest_marker("reliability") is not None:
+        request.getfixturevalue("seen")
+
+
+def pytest_runtest_logreport(report: TestReport) -> None:
+    if needs.IN_LAB:
+        return
+    # Figures come with the teardown's report, which says nothing of the test itself.
+    if report.when == "call":
+        _passed[report.nodeid] = report.passed
+    elif report.when == "teardown":
+        _ledger.add(report.nodeid, report.user_properties, passed=_passed.get(report.nodeid, False))
 
 
 @pytest.hookimpl(trylast=True)
@@ -137,6 +174,10 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
+    report: Path | None = config.option.reliability_report
+    if report is not None and _ledger:
+        report.write_text(_ledger.render(__version__), encoding="utf-8")
+        terminalreporter.write_line(f"reliability: written to {report}")
     if text := config.stash.get(_floors_key, None):
         terminalreporter.section("coverage of floors 0 and 1")
         terminalreporter.write_line(text)

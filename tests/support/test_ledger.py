@@ -1,0 +1,31 @@
+from tests.support.ledger import Ledger, Seen, as_property
+
+
+def line(**figures: object) -> tuple[str, object]:
+    seen = Seen()
+    seen(**figures)  # type: ignore[arg-type]
+    return as_property("the agent is killed", "nobody loses a packet", seen)
+
+
+def test_tests_of_one_fault_are_one_line_with_the_sum_and_the_worst() -> None:
+    ledger = Ledger()
+    ledger.add("a.py::one[x]", [line(tried=3, overrun=0.25, lost=0)], passed=True)
+    ledger.add("a.py::one[y]", [line(tried=4, overrun=-0.5, lost=2, note="a note")], passed=True)
+    [row] = [text for text in ledger.render("1").splitlines() if text.startswith("| the agent")]
+    assert row == (
+        "| the agent is killed | nobody loses a packet | 7 "
+        "| worst overrun 250 ms; 2 packets lost by others; a note |"
+    )
+    assert "- packets lost by peers that nothing was done to: 2" in ledger.render("1")
+
+
+def test_a_failure_shows() -> None:
+    ledger = Ledger()
+    ledger.add("a.py::one", [line()], passed=False)
+    assert "**1 FAILED**" in ledger.render("1")
+
+
+def test_a_report_without_figures_of_ours_is_no_line() -> None:
+    ledger = Ledger()
+    ledger.add("a.py::one", [("else", 1)], passed=True)
+    assert not ledger
