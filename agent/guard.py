@@ -51,11 +51,20 @@ class GuardContents:
     def remaining(self, prefixes: Iterable[Prefix]) -> float:
         """Return for how many seconds the kernel will let all of these through as a session; 0 if not.
 
-        This is an adopted peer's deadline where the journal was lost.
+        An element that would never expire counts as none.
         """
         left = [self.elements.get(prefix) or 0.0 for prefix in prefixes]
         shortest = min(left, default=0.0)
         return shortest if math.isfinite(shortest) else 0.0
+
+    def session_left(self, prefixes: Iterable[Prefix]) -> float | None:
+        """Return how long the session of a peer with these prefixes lives on, as far as the table knows.
+
+        In seconds, 0 for one that is over; None if the table knows of no session of theirs. This is an
+        adopted peer's deadline where the journal was lost.
+        """
+        own = tuple(prefixes)
+        return self.remaining(own) if any(prefix in self.barred for prefix in own) else None
 
 
 class GuardDrift(NamedTuple):

@@ -17,6 +17,7 @@ from agent import audit, clock, overview
 from agent.books import Books
 from agent.encoding import format_key
 from agent.errors import DeviceError
+from agent.guard import GuardContents
 from agent.metrics import Metrics
 from agent.model import (
     InterfaceAddress,
@@ -77,13 +78,15 @@ class Keeper:
 
         An interface that was found is not touched while nobody has said what it should be like.
         """
-        if self._warden is not None:
-            await self._warden.start()
+        contents = None if self._warden is None else await self._warden.start()
         await self._ensure()
         await self._configure_link()
         device = await self._link.device.read()
         self.writer.mirror.observe(device)
-        self._state.adopt(device)
+        left = {} if contents is None else _elements_left(device, contents)
+        self._state.adopt(device, left, self._clock())
+        if self._warden is not None and contents is not None and not self._made:
+            self._warden.adopt(contents)
         await self._books.observed(self._state.observe(device, self._clock()))
         return device
 
@@ -116,7 +119,17 @@ class Keeper:
         self._state.dirty |= again
         self._state.unblock(now)
         await self.look_at_guard()
-        return await self._books.observed(changed)
+        something_to_report = await self._books.observed(changed)
+        await self._look_at_link()
+        return something_to_report
+
+    async def _look_at_link(self) -> None:
+        if self._settings is None:
+            return
+        for difference in (drift := await self._link.drift()):
+            self._note_drift(difference)
+        if drift:
+            self._settings, self._up = None, False
 
     async def look_at_guard(self) -> None:
         """See whether somebody changed the kernel's own guard, and repair it."""
@@ -330,3 +343,9 @@ class Keeper:
     def _note_drift(self, drift: Drift) -> None:
         self._metrics.drift.labels(drift.kind.value).inc()
         audit.drifted(drift)
+
+
+def _elements_left(device: ObservedDevice, contents: GuardContents) -> dict[PublicKey, float]:
+    """For how many seconds the guard's table lets each found peer through, where it knows of a session."""
+    pairs = ((key, contents.session_left(peer.allowed_ips)) for key, peer in device.peers.items())
+    return {key: left for key, left in pairs if left is not None}

@@ -67,6 +67,9 @@ class DriftKind(StrEnum):
     LISTEN_PORT = "listen_port"
     FWMARK = "fwmark"
     PRIVATE_KEY = "private_key"
+    ADDRESS = "address"
+    MTU = "mtu"
+    LINK_DOWN = "link_down"
     GUARD = "guard"
 
 

@@ -24,6 +24,7 @@ from agent.model import (
     SessionEnd,
     Snapshot,
 )
+from agent.plan import Drift
 from agent.wireguard.device import Device
 
 __all__ = [
@@ -155,6 +156,12 @@ class Link(Protocol):
 
     async def bring_up(self) -> None:
         """Bring the interface up."""
+
+    async def drift(self) -> Sequence[Drift]:
+        """How the link differs from what ``configure`` and ``bring_up`` have last made of it.
+
+        What the device itself shows (key, port, fwmark, peers) is not among it.
+        """
 
     async def close(self) -> None:
         """Let go of the device; the interface stays."""

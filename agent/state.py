@@ -7,7 +7,7 @@ given ``now``, and what has to follow is left for the reconciler to take: peers 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
@@ -88,6 +88,8 @@ class State:
         self._tenures: dict[PublicKey, int] = {}
         self._deadlines = DeadlineQueue()
         self._found: set[PublicKey] = set()
+        self._by_element: dict[PublicKey, Deadline] = {}
+        """Peers found on the interface of whose session only the guard's table knows."""
 
     # What follows from the state.
 
@@ -97,7 +99,7 @@ class State:
         session = self.sessions.get(key)
         in_use = session is not None and session.in_use
         must_do_mfa = self.roster.must_do_mfa(key)
-        if self.epoch is None and self._is_left_as_found(key):
+        if self.epoch is None and self._is_left_as_found(key, now):
             return LEAVE
         if peer is None or key in self.roster.refused:
             return None
@@ -112,13 +114,15 @@ class State:
         tenure = self._tenures.get(key, 0)
         return DesiredPeer(key, preshared_key, peer.allowed_ips, peer.persistent_keepalive, tenure)
 
-    def _is_left_as_found(self, key: PublicKey) -> bool:
+    def _is_left_as_found(self, key: PublicKey, now: Now) -> bool:
         """Whether a peer is not to be touched before the first state of this process (rule 14).
 
         That is who needs no session, everybody when not even the journal knows the location, and a
         live session that was journalled when its peer was not yet. It is not who had a session that
-        ended meanwhile.
+        ended meanwhile, by the guard's table where the journal was lost.
         """
+        if (deadline := self._by_element.get(key)) is not None:
+            return not deadline.passed(now)
         if key in self._tenures:
             return False
         session = self.sessions.get(key)
@@ -167,13 +171,19 @@ class State:
         self.roster.newly_refused.clear()
         self.dirty.update(self.roster.peers)
 
-    def adopt(self, device: ObservedDevice) -> None:
+    def adopt(self, device: ObservedDevice, elements_left: Mapping[PublicKey, float], now: Now) -> None:
         """Give restored sessions the PSK of their peer on the interface, if it is theirs (rule 14).
 
         A peer with another PSK, or without allowed IPs (it was being cut), is not taken over.
+        ``elements_left``: for how many seconds the guard's table lets a found peer through, where it
+        knows of a session. Without a journal this is the peer's deadline.
         """
         self._found = set(device.peers)
         self.dirty |= self._found
+        if self.location is None:
+            for key, left in elements_left.items():
+                self._by_element[key] = Deadline(now.boot + left, now.wall + left)
+                self._deadlines.put(key, self._by_element[key])
         for key, session in self.sessions.items():
             observed = device.peers.get(key)
             if session.preshared_key is not None or observed is None:
@@ -191,6 +201,7 @@ class State:
         if self.location is not None and self.location.id != location.id:
             self._end_all(EndReason.REVOKED, now)
         first = self.epoch is None
+        self._by_element.clear()
         if self.epoch != snapshot.epoch:
             self.traffic.report_all()
         self.epoch, self.revision = snapshot.epoch, snapshot.revision
@@ -260,6 +271,9 @@ class State:
     def core_lost(self, now: Now) -> None:
         """Core has been away for longer than the grace: all sessions end."""
         self._end_all(EndReason.CORE_LOST, now)
+        for key in self._by_element:
+            self._by_element[key] = Deadline(now.boot, now.wall)
+            self.dirty.add(key)
         self._settle(now)
 
     def observe(self, device: ObservedDevice, now: Now) -> list[PublicKey]:
@@ -340,8 +354,11 @@ class State:
             session = self.sessions.get(key)
             if session is not None and session.deadline.passed(now):
                 self._end(key, EndReason.EXPIRED, now)
+            if key in self._by_element:
+                self.dirty.add(key)
         if len(self._deadlines) > 64 + 4 * len(self.sessions):
-            self._deadlines.rebuild({key: s.deadline for key, s in self.sessions.items()})
+            of_sessions = {key: s.deadline for key, s in self.sessions.items()}
+            self._deadlines.rebuild(self._by_element | of_sessions)
 
     def _require(self, key: PublicKey) -> None:
         if key not in self.roster.peers:

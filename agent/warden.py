@@ -17,7 +17,7 @@ import structlog
 from agent import clock
 from agent.encoding import format_key
 from agent.errors import GuardError
-from agent.guard import Admission, GuardContents, GuardDrift, compare, slept_since
+from agent.guard import TOLERANCE, Admission, GuardContents, GuardDrift, compare, slept_since
 from agent.model import DesiredPeer, Now, Prefix, PublicKey
 from agent.ports import Guard
 from agent.sessions import Deadline
@@ -50,7 +50,7 @@ class Warden:
         self._required = required
         self._up = False
         self._left_over = False
-        """Whether there is a table of an earlier life that was not taken over."""
+        """Whether there may be a table of an earlier life that was not taken over."""
         self._held: dict[PublicKey, tuple[tuple[Prefix, ...], Deadline | None]] = {}
         self._owner: dict[Prefix, PublicKey] = {}
         self._untidy = False
@@ -58,8 +58,12 @@ class Warden:
         self._failed: GuardError | None = None
         """Why the table could not be made at the last attempt, and when that was."""
         self._failed_at = 0.0
+        self._stays = ""
+        """Why a table that nothing needs could not be taken down."""
         self._offset = 0.0
         self._renewed_at = 0.0
+        self._lapsing = False
+        """Whether the lease of a table that was left over could not be renewed the last time."""
 
     @property
     def needed(self) -> bool:
@@ -67,12 +71,35 @@ class Warden:
         state = self._state
         return state.roster.mfa_required or any(session.in_use for session in state.sessions.values())
 
-    async def start(self) -> None:
-        """See whether an earlier life has left a table: it goes on ending sessions, whoever knows of it."""
+    async def start(self) -> GuardContents | None:
+        """See whether an earlier life has left a table, and return what it holds.
+
+        It goes on ending sessions, whoever knows of it.
+        """
         try:
-            self._left_over = self._untidy = await self._guard.read() is not None
+            contents = await self._guard.read()
         except GuardError as error:
             _log.warning("the guard can't be read", error=str(error))
+            self._left_over = self._untidy = True
+            return None
+        self._left_over = self._untidy = contents is not None
+        return contents
+
+    def adopt(self, contents: GuardContents) -> None:
+        """Take over the elements that adopted sessions have in a table of an earlier life.
+
+        They end these sessions whether or not the table can be made again.
+        """
+        if contents.faults:
+            return
+        now = self._clock()
+        for key in self._state.sessions:
+            admission = self._admission(key, now)
+            if admission is None or admission.remaining is None:
+                continue
+            left = contents.remaining(admission.prefixes)
+            if left:
+                self._hold(key, admission.prefixes, Deadline(now.boot + left, now.wall + left))
 
     def link_made(self) -> None:
         """The link was made anew: the chain at its ingress hook went with the old one."""
@@ -145,9 +172,12 @@ class Warden:
         try:
             await self._guard.lower()
         except GuardError as error:
-            _log.error("the guard could not be taken down, tried again soon", error=str(error))
+            if str(error) != self._stays:
+                _log.error("the guard could not be taken down, tried again soon", error=str(error))
+            self._stays = str(error)
             self._failed, self._failed_at = error, clock.monotonic()
             return
+        self._stays = ""
         self._up = self._left_over = False
         self._forget()
         _log.info("guard taken down")
@@ -171,8 +201,11 @@ class Warden:
                 self._up = False
                 _log.error("the guard can't be kept, it is made again", error=str(error))
                 self._state.dirty.update(self._everybody())
-            elif left_over:
+            elif left_over and not self._lapsing:
                 _log.warning("the lease can't be renewed", error=str(error))
+                self._lapsing = True
+        else:
+            self._lapsing = False
 
     async def look(self) -> list[GuardDrift]:
         """Read the table, and repair what somebody else has changed; what that was."""
@@ -315,13 +348,15 @@ class Warden:
             if key in refused:
                 continue
             before = self._held.get(key, ((), None))[0]
-            self._held[key] = self._as_held(key, admission)
             # What the peer had besides is dismissed once the device has followed.
-            left = tuple(p for p in before if p not in admission.prefixes and self._owner.get(p) == key)
-            if left:
-                self._held[key] = ((*admission.prefixes, *left), self._held[key][1])
-            for prefix in admission.prefixes:
-                self._owner[prefix] = key
+            left = [p for p in before if p not in admission.prefixes and self._owner.get(p) == key]
+            prefixes, deadline = self._as_held(key, admission)
+            self._hold(key, (*prefixes, *left), deadline)
+
+    def _hold(self, key: PublicKey, prefixes: tuple[Prefix, ...], deadline: Deadline | None) -> None:
+        self._held[key] = prefixes, deadline
+        for prefix in prefixes:
+            self._owner[prefix] = key
 
     def _forget(self) -> None:
         self._held.clear()
@@ -338,4 +373,13 @@ class Warden:
             return []
         # Whoever was admitted before still has an element, which ends in time: nobody loses a packet.
         admissions = self._admissions(dirty, now)
-        return [key for key, a in admissions.items() if a.remaining is not None and key not in self._held]
+        return [key for key, a in admissions.items() if not self._is_covered(key, a, now)]
+
+    def _is_covered(self, key: PublicKey, admission: Admission, now: Now) -> bool:
+        """Whether the peer needs no session, or has elements that do not outlive it."""
+        if admission.remaining is None:
+            return True
+        prefixes, deadline = self._held.get(key, ((), None))
+        if deadline is None or not set(prefixes) >= set(admission.prefixes):
+            return False
+        return deadline.remaining(now) <= admission.remaining + TOLERANCE

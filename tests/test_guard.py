@@ -104,6 +104,15 @@ def test_an_adopted_sessions_life_is_the_shortest_of_its_elements_and_none_unles
         assert contents.remaining(prefixes) == 0.0
 
 
+def test_the_table_tells_a_session_that_is_over_from_a_peer_it_knows_no_session_of() -> None:
+    contents = held({A: 30.0, WIDE: None}, A, B)
+    assert contents.session_left((A,)) == 30.0
+    assert contents.session_left((B,)) == 0.0
+    assert contents.session_left((A, B)) == 0.0
+    assert contents.session_left((WIDE,)) is None
+    assert contents.session_left(()) is None
+
+
 @pytest.mark.parametrize(
     ("boot", "monotonic", "slept"),
     [(1000.0, 900.0, False), (2000.1, 1900.0, False), (2000.0, 1899.0, True), (90_000.0, 900.0, True)],

@@ -711,6 +711,143 @@ def test_a_table_of_an_earlier_life_has_its_lease_renewed_though_the_journal_is_
     gateway.run(second)
 
 
+def lose_journal(gateway: Gateway) -> None:
+    for file in gateway.world.folder.glob("journal*"):
+        file.unlink()
+
+
+def test_without_a_journal_a_peer_is_removed_when_its_element_ends(gateway: Gateway) -> None:
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1, lasts=60), live(2, lasts=600), peer(3, mfa_exempt=True)]))
+
+    async def second(agent: Agent, core: Core) -> None:
+        on_interface = gateway.world.on_interface
+        assert agent.state.location is None
+        assert on_interface().keys() == {key(1), key(2), key(3)}
+        gateway.world.clock.advance(30)
+        await agent.tick()
+        assert on_interface().keys() == {key(1), key(2), key(3)}
+        assert agent.reconciler.next_wait() == pytest.approx(10, abs=0.1)
+        gateway.world.clock.advance(10.1)
+        await agent.tick()
+        assert on_interface().keys() == {key(2), key(3)}
+        assert agent.ends() == {}
+        core.revision = 5
+        mark = gateway.mark()
+        await agent.give(core.state([live(2, lasts=600), peer(3, mfa_exempt=True)]))
+        assert gateway.since(mark) == ["raise 2 3", "up"]
+        assert on_interface().keys() == {key(2), key(3)}
+
+    gateway.run(first, kill=True)
+    lose_journal(gateway)
+    gateway.world.clock.advance(20)
+    gateway.run(second)
+
+
+def test_without_a_journal_a_peer_whose_element_has_ended_is_removed_at_once(gateway: Gateway) -> None:
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1, lasts=60), live(2, lasts=600)]))
+
+    async def second(agent: Agent, core: Core) -> None:
+        assert gateway.world.on_interface().keys() == {key(2)}
+
+    gateway.run(first, kill=True)
+    lose_journal(gateway)
+    gateway.world.clock.advance(61)
+    gateway.run(second)
+
+
+def test_without_a_journal_a_wall_clock_that_is_set_back_lengthens_nothing(gateway: Gateway) -> None:
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1, lasts=60)]))
+
+    async def second(agent: Agent, core: Core) -> None:
+        gateway.world.clock.step(-3600)
+        gateway.world.clock.advance(60.1)
+        await agent.tick()
+        assert gateway.world.on_interface() == {}
+
+    gateway.run(first, kill=True)
+    lose_journal(gateway)
+    gateway.run(second)
+
+
+def test_without_journal_or_table_nobody_is_touched_before_the_first_state(gateway: Gateway) -> None:
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1, lasts=60)]))
+
+    async def second(agent: Agent, core: Core) -> None:
+        gateway.world.clock.advance(90)
+        await agent.tick()
+        assert gateway.world.on_interface().keys() == {key(1)}
+
+    gateway.run(first, kill=True)
+    lose_journal(gateway)
+    gateway.guard.delete()
+    gateway.run(second)
+
+
+def test_core_lost_for_too_long_ends_sessions_that_only_the_table_knows(gateway: Gateway) -> None:
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), peer(2, mfa_exempt=True)]))
+
+    async def second(agent: Agent, core: Core) -> None:
+        agent.reconciler.core_lost_grace = 30
+        gateway.world.clock.advance(31)
+        await agent.tick()
+        assert gateway.world.on_interface().keys() == {key(2)}
+
+    gateway.run(first, kill=True)
+    lose_journal(gateway)
+    gateway.run(second)
+
+
+def test_a_guard_that_fails_at_a_restart_takes_nobody_down_whom_its_table_still_ends(
+    gateway: Gateway,
+) -> None:
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2), live(3, lasts=90)]))
+
+    async def second(agent: Agent, core: Core) -> None:
+        assert gateway.world.on_interface().keys() == {key(1), key(3)}
+        assert refusals(agent) == {key(2): Refusal.NOT_GUARDED}
+        assert fault(agent)
+
+    gateway.run(first, kill=True)
+    # The one's element is gone, the others' go on.
+    del gateway.guard.ends[prefix("10.8.0.2")]
+    gateway.guard.fails = {"raise", "lease"}
+    gateway.run(second)
+
+
+def test_an_element_that_outlives_its_session_covers_nobody(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+        gateway.guard.fails = {"admit", "raise", "lease"}
+        outcome = await agent.give([core.change(granted(1, grant("s1", 1, lasts=60)))])
+        assert [refused.reason for refused in outcome.refused] == ["not_guarded"]
+        assert gateway.world.on_interface() == {}
+
+    gateway.run(scenario)
+
+
+def test_a_table_that_could_not_be_read_at_the_start_goes_when_core_requires_no_mfa(
+    gateway: Gateway,
+) -> None:
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([peer(1)]))
+
+    async def second(agent: Agent, core: Core) -> None:
+        gateway.guard.fails = ()
+        core.revision = 1
+        await agent.give(core.state([peer(1)], mfa_required=False))
+        assert not gateway.guard.up
+
+    gateway.run(first)
+    gateway.guard.fails = {"read"}
+    gateway.run(second)
+
+
 def test_a_table_of_an_earlier_life_goes_when_core_requires_no_mfa(gateway: Gateway) -> None:
     async def first(agent: Agent, core: Core) -> None:
         await agent.give(core.state([peer(1)]))

@@ -7,8 +7,9 @@ import structlog
 from agent.config import Interface
 from agent.errors import DeviceError
 from agent.model import DeviceConfig, InterfaceAddress, InterfaceSettings
+from agent.plan import Drift, DriftKind
 from agent.wireguard.device import Device
-from agent.wireguard.interface import bring_up, configure_link, ensure_interface, open_device
+from agent.wireguard.interface import bring_up, configure_link, ensure_interface, open_device, read_link
 
 _log = structlog.get_logger(__name__)
 
@@ -25,6 +26,9 @@ class WireGuardLink:
         self._config = config
         self._private_key = private_key
         self._device: Device | None = None
+        self._made_of: tuple[frozenset[InterfaceAddress], int | None] = (frozenset(), None)
+        """Addresses and MTU (None: left alone) as last configured."""
+        self._up = False
 
     @property
     def device(self) -> Device:
@@ -42,6 +46,7 @@ class WireGuardLink:
         if self._device is not None:
             await self._device.close()
         self._device = open_device(name, ensured.backend)
+        self._made_of, self._up = (frozenset(), None), False
         _log.info(
             "interface made" if ensured.created else "interface found",
             interface=name,
@@ -66,6 +71,7 @@ class WireGuardLink:
         changes = await configure_link(config.name, addresses, mtu, self.addresses)
         kept = tuple(a for a in self.addresses if a not in changes.removed)
         self.addresses = tuple(dict.fromkeys((*kept, *changes.added)))
+        self._made_of = frozenset(addresses), mtu
         done = [f"address {address} added" for address in changes.added]
         done += [f"address {address} removed" for address in changes.removed]
         if changes.mtu is not None:
@@ -75,6 +81,23 @@ class WireGuardLink:
     async def bring_up(self) -> None:
         """Bring the interface up."""
         await bring_up(self._config.name)
+        self._up = True
+
+    async def drift(self) -> list[Drift]:
+        """How the link differs from what was made of it: addresses, MTU, down."""
+        link = await read_link(self._config.name)
+        if link is None:
+            return []
+        addresses, mtu = self._made_of
+        drift = [
+            Drift(DriftKind.ADDRESS, None, f"has lost the address {address}")
+            for address in sorted(addresses - link.addresses)
+        ]
+        if mtu is not None and link.mtu != mtu:
+            drift.append(Drift(DriftKind.MTU, None, f"has an MTU of {link.mtu} instead of {mtu}"))
+        if self._up and not link.up:
+            drift.append(Drift(DriftKind.LINK_DOWN, None, "is down"))
+        return drift
 
     async def close(self) -> None:
         """Let go of the device; the interface stays."""

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from agent.model import InterfaceSettings, ObservedPeer
+from agent.model import InterfaceAddress, InterfaceSettings, ObservedPeer
 from agent.plan import DriftKind
 from tests.reconciler.harness import Agent, Core, World, live, with_agent
 from tests.support.builders import key, peer, prefixes, psk
 from tests.support.kernel_model import KernelPeer
 from tests.support.recording_device import Host
+
+ADDRESS = InterfaceAddress(bytes([10, 8, 0, 1]), 16)
 
 
 def add_stranger(host: Host) -> None:
@@ -47,6 +49,14 @@ def listen_port(host: Host) -> None:
     host.listen_port = 1
 
 
+def down(host: Host) -> None:
+    host.up = False
+
+
+def address(host: Host) -> None:
+    host.addresses.clear()
+
+
 def fwmark(host: Host) -> None:
     host.fwmark = 7
 
@@ -67,6 +77,8 @@ def private_key(host: Host) -> None:
         (keepalive, DriftKind.PERSISTENT_KEEPALIVE, True),
         (listen_port, DriftKind.LISTEN_PORT, True),
         (private_key, DriftKind.PRIVATE_KEY, True),
+        (down, DriftKind.LINK_DOWN, True),
+        (address, DriftKind.ADDRESS, True),
     ],
 )
 def test_drift_is_counted_once_and_healed(
@@ -75,7 +87,8 @@ def test_drift_is_counted_once_and_healed(
     """``stays``: the peer keeps its tunnel; who may have been let in by a strange PSK does not."""
 
     async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([live(1), live(2)]))
+        settings = InterfaceSettings(addresses=(ADDRESS,))
+        await agent.give(replace(core.state([live(1), live(2)]), interface=settings))
         before = world.host.kernel.read().peers
         incarnation = world.host.kernel.peers[key(1)].incarnation
         change(world.host)
@@ -83,6 +96,7 @@ def test_drift_is_counted_once_and_healed(
         assert agent.drift() == {kind.value: 1}
         assert world.host.kernel.read().peers == before
         assert (world.host.public_key, world.host.listen_port) == (b"\xee" * 32, 51820)
+        assert (world.host.up, world.host.addresses) == (True, {ADDRESS})
         assert (world.host.kernel.peers[key(1)].incarnation == incarnation) is stays
         await agent.look()
         assert agent.drift() == {kind.value: 1}

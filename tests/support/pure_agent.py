@@ -89,7 +89,7 @@ class PureAgent:
         state.tick(now)
         device = self.kernel.read()
         self.mirror.observe(device)
-        state.adopt(device)
+        state.adopt(device, {}, now)
         for key in state.observe(device, now):
             self.journal.traffic[key] = state.traffic.get(key)
         return self.reconcile(now)

@@ -18,6 +18,7 @@ from agent.model import (
     Operation,
     PublicKey,
 )
+from agent.plan import Drift, DriftKind
 from tests.support.builders import OWN_KEY
 from tests.support.kernel_model import Kernel
 
@@ -120,6 +121,11 @@ class RecordingLink:
             self.addresses = settings.addresses
         host.log.append(("configure", settings))
         return []
+
+    async def drift(self) -> list[Drift]:
+        host = self.host.existing()
+        drift = [Drift(DriftKind.ADDRESS, None, str(a)) for a in self.addresses if a not in host.addresses]
+        return [*drift, *([] if host.up else [Drift(DriftKind.LINK_DOWN, None, "is down")])]
 
     async def bring_up(self) -> None:
         self.host.existing().up = True
