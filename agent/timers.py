@@ -15,8 +15,8 @@ from typing import Final, NoReturn, Protocol
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-TICK: Final = 1.0
-"""Seconds between two ticks."""
+TICK: Final = 0.5
+"""Seconds between two ticks: how late a deadline may be noticed that a step of a clock has brought about."""
 _JOB: Final = "next deadline"
 
 

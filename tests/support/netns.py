@@ -281,6 +281,11 @@ class Pinger:
         with self._lock:
             return self.sent - max(self._seen, default=0)
 
+    def replies(self) -> list[tuple[int, float]]:
+        """Number and monotonic time of each reply so far, as they came."""
+        with self._lock:
+            return list(self._replies)
+
     @property
     def last_reply(self) -> float | None:
         with self._lock:

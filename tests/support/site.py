@@ -29,6 +29,7 @@ from agent.sandbox.directory import Device
 from agent.sandbox.service import CoreService, make_config
 from agent.sandbox.sessions import Session
 from tests.support.netns import Namespace, Network, interface_name
+from tests.support.zygote import ForkedProcess, Zygote
 
 T = TypeVar("T")
 PORT = 51820
@@ -50,7 +51,7 @@ def until(condition: Callable[[], T], timeout: float = 30.0, what: str = "it") -
 class CoreThread:
     """The sandbox core on a loop of its own."""
 
-    def __init__(self, folder: Path, **members: object) -> None:
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time, **members: object) -> None:
         socket = folder / "core.sock"
         settings: dict[str, Any] = {
             "sessions": {"lifetime": 3600},
@@ -58,7 +59,7 @@ class CoreThread:
             "applied_timeout": 60,
             **members,
         }
-        self.service = CoreService(make_config(folder, listen=f"unix:{socket}", **settings))
+        self.service = CoreService(make_config(folder, listen=f"unix:{socket}", **settings), clock=clock)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="core", daemon=True)
         self._thread.start()
@@ -126,16 +127,25 @@ class Site:
         agent: str = "",
         core: dict[str, object] | None = None,
         location: dict[str, object] | None = None,
+        forked: bool = False,
     ) -> None:
-        """``agent`` is TOML appended to the agent's configuration, ``core`` keys of the core's."""
+        """``agent`` is TOML appended to the agent's configuration, ``core`` keys of the core's.
+
+        ``forked``: agents are forked from one parent, and ``zygote.clocks`` moves theirs.
+        """
         self.folder = folder
         folder.chmod(0o700)
         self.network = Network()
         self.gateway = self.network.namespace("gateway")
         self.interface = interface_name()
-        self.core = CoreThread(folder, **(core or {}))
+        self.core_ahead = 0.0
+        """Seconds by which core's clock is ahead of this machine's."""
+        self.core = CoreThread(folder, clock=lambda: time.time() + self.core_ahead, **(core or {}))
+        self.core_url = ""
+        """Where the agent is to find core; empty: at the core itself."""
         self.config = folder / "agent.toml"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
+        self.zygote = Zygote(self.gateway, folder) if forked else None
         self.log = folder / "agent.log"
         self._location: dict[str, object] = {
             "mfa_required": mfa_required,
@@ -157,7 +167,7 @@ class Site:
 [interface]
 name = "{self.interface}"
 [core]
-url = "{self.core.service.gateway_url}"
+url = "{self.core_url or self.core.service.gateway_url}"
 token_file = "{token}"
 poll_interval = 1
 [stats]
@@ -184,6 +194,8 @@ format = "json"
         if error is not None and self.log.exists():
             print(self.log.read_text()[-6000:])
         self.stop_agent()
+        if self.zygote is not None:
+            self.zygote.close()
         self.network.close()
         self.core.close()
 
@@ -191,12 +203,19 @@ format = "json"
 
     def start_agent(self, *, ready: bool = True, timeout: float = 120.0) -> None:
         """Start the agent; with ``ready``, wait until its first state is in the kernel."""
-        with self.log.open("ab") as log:
-            argv = (sys.executable, "-m", "agent", "run", "-c", str(self.config))
-            self.process = self.gateway.popen(*argv, stderr=log)
+        self.fork_agent()
         until(self.status, timeout, "the agent's socket")
         if ready:
             until(lambda: self.status()["epoch"], timeout, "the first state")
+
+    def fork_agent(self) -> None:
+        """Start the agent and wait for nothing."""
+        run = ("run", "-c", str(self.config))
+        if self.zygote is not None:
+            self.process = self.zygote.fork([*run], self.log)
+        else:
+            with self.log.open("ab") as log:
+                self.process = self.gateway.popen(sys.executable, "-m", "agent", *run, stderr=log)
 
     def kill_agent(self) -> None:
         """SIGKILL."""

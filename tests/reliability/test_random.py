@@ -1,0 +1,60 @@
+"""Nobody is on the VPN past the end of their session, and nobody else loses a packet, whatever happens."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.rounds import Rounds
+from tests.reliability.watched import judge
+from tests.support.ledger import FULL, Seen
+from tests.support.scenarios import SLACK
+from tests.support.site import Site
+
+FAULT = "random events, crashes (SIGKILL at a random moment), hangs, steps of clocks"
+HOLDS = "no reply later than the slack past a session's end; no ping lost by a peer nothing was done to"
+
+
+def run(folder: Path, rounds: int, seen: Seen) -> None:
+    seed = int(os.environ.get("RELIABILITY_SEED") or random.SystemRandom().randrange(1_000_000))
+    print(f"RELIABILITY_SEED={seed} gives this run again, but for the machine's timing")
+    location: dict[str, object] = {"idle_timeout": 7200, "connect_timeout": 7200, "max_lifetime": 86400}
+    with Site(folder, location=location, forked=True) as site:
+        *movers, router = site.add_clients(4)
+        site.core.call(site.core.admin.change_device(router.device.id, mfa_exempt=True))
+        site.start_agent()
+        for client in (*movers, router):
+            site.attach(client)
+        run = Rounds(site, seed)
+        try:
+            run.watch(movers, router)
+            run.run(rounds)
+        finally:
+            run.close()
+    judgement = judge(run.watched, SLACK)
+    did = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in run.did.most_common())
+    seen(
+        tried=rounds,
+        overrun=judgement.overrun,
+        lost=judgement.lost,
+        note=f"seed {seed}: {judgement.ends} ends, {judgement.sure:.0f} s of undisturbed pings ({did})",
+    )
+    assert judgement.faults == ()
+    assert judgement.ends >= rounds / 10
+    assert judgement.sure > rounds
+
+
+@pytest.mark.netns
+@pytest.mark.userspace
+@pytest.mark.timeout(3600)
+@pytest.mark.reliability(f"{FAULT}; userspace WireGuard", HOLDS)
+def test_it_holds_whatever_happens_on_wireguard_go(tmp_path: Path, seen: Seen) -> None:
+    run(tmp_path, 100 if FULL else 6, seen)
+
+
+@pytest.mark.kernel
+@pytest.mark.timeout(9000)
+@pytest.mark.reliability(FAULT, HOLDS)
+def test_it_holds_whatever_happens_on_the_kernel(tmp_path: Path, seen: Seen) -> None:
+    run(tmp_path, 300 if FULL else 5, seen)
