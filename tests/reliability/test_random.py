@@ -12,6 +12,7 @@ from tests.support.ledger import FULL, Seen
 from tests.support.scenarios import SLACK
 from tests.support.site import Site
 
+PATIENT = "[sessions]\nidle_timeout = 7200\nconnect_timeout = 7200"
 FAULT = "random events, crashes (SIGKILL at a random moment), hangs, steps of clocks"
 HOLDS = "no reply later than the slack past a session's end; no ping lost by a peer nothing was done to"
 
@@ -20,7 +21,7 @@ def run(folder: Path, rounds: int, seen: Seen) -> None:
     seed = int(os.environ.get("RELIABILITY_SEED") or random.SystemRandom().randrange(1_000_000))
     print(f"RELIABILITY_SEED={seed} gives this run again, but for the machine's timing")
     location: dict[str, object] = {"idle_timeout": 7200, "connect_timeout": 7200, "max_lifetime": 86400}
-    with Site(folder, location=location, forked=True) as site:
+    with Site(folder, location=location, agent=PATIENT, forked=True) as site:
         *movers, router = site.add_clients(4)
         site.core.call(site.core.admin.change_device(router.device.id, mfa_exempt=True))
         site.start_agent()
