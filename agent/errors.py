@@ -1,5 +1,15 @@
 """Everything the agent raises on purpose: one small tree, so that a caller can say whose fault it is."""
 
+import errno
+from typing import Final
+
+_MAY_PASS: Final = frozenset(
+    {
+        *(errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOSPC, errno.EDQUOT),
+        *(errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE, errno.EIO),
+    }
+)
+
 
 class AgentError(Exception):
     """Base of the tree.
@@ -66,3 +76,16 @@ class LockHeld(AgentError):
 
 class GuardError(AgentError):
     """The nftables table can't be read or written, or nftables can't be used here at all."""
+
+
+class GuardDrifted(GuardError):
+    """The nftables table is not as the agent left it: somebody has changed it."""
+
+
+def cannot_start(error: OSError, message: str, hint: str = "") -> AgentError:
+    """Return what to raise for something that the agent needs at its start and was refused.
+
+    A ConfigError, unless the fault may pass by itself (a port in use, an address that is not there
+    yet, a full disk): the unit tries again after any error but a ConfigError.
+    """
+    return (AgentError if error.errno in _MAY_PASS else ConfigError)(message, hint)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeVar
 
 from agent import ruleset
-from agent.errors import GuardError
+from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
 from agent.nft import INSTALL, Library, Nft, NftError, Program, open_nft
@@ -188,7 +188,7 @@ class Firewall:
         return self._check() if self._sets is None else self._sets
 
     def _check(self) -> frozenset[ruleset.PrefixSet]:
-        """Return the sets of a table that is whole; raises GuardError if it is not."""
+        """Return the sets of a table that is whole; raises GuardDrifted if it is not."""
         self._sets = None
         listing = self._list(terse=True)
         if listing is None:
@@ -199,7 +199,7 @@ class Firewall:
             if not faults:
                 return sets
         self._sets = None
-        raise GuardError(
+        raise GuardDrifted(
             f"the table {ruleset.table(self._interface)} is not whole: {faults[0]}",
             "the agent raises it again",
         )

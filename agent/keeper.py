@@ -134,13 +134,14 @@ class Keeper:
     async def look_at_guard(self) -> None:
         """See whether somebody changed the kernel's own guard, and repair it."""
         if self._warden is not None:
-            for drift in await self._warden.look():
-                self._note_drift(Drift(DriftKind.GUARD, drift.public_key, drift.detail))
+            await self._warden.look()
+            self._note_guard_drift()
 
     async def tick(self) -> None:
         """Show the kernel that the agent is alive."""
         if self._warden is not None:
             await self._warden.tick()
+            self._note_guard_drift()
 
     async def before_first_state(self) -> None:
         """What was added before core's first state may have taken prefixes from peers left as found.
@@ -339,6 +340,12 @@ class Keeper:
             yield Drift(DriftKind.LISTEN_PORT, None, f"listens on {device.listen_port} instead of {port}")
         if fwmark is not None and device.fwmark != fwmark:
             yield Drift(DriftKind.FWMARK, None, f"has {device.fwmark:#x} instead of {fwmark:#x}")
+
+    def _note_guard_drift(self) -> None:
+        if self._warden is not None:
+            found, self._warden.drift = self._warden.drift, []
+            for drift in found:
+                self._note_drift(Drift(DriftKind.GUARD, drift.public_key, drift.detail))
 
     def _note_drift(self, drift: Drift) -> None:
         self._metrics.drift.labels(drift.kind.value).inc()

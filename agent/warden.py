@@ -16,7 +16,7 @@ import structlog
 
 from agent import clock
 from agent.encoding import format_key
-from agent.errors import GuardError
+from agent.errors import GuardDrifted, GuardError
 from agent.guard import TOLERANCE, Admission, GuardContents, GuardDrift, compare, slept_since
 from agent.model import DesiredPeer, Now, Prefix, PublicKey
 from agent.ports import Guard
@@ -44,6 +44,8 @@ class Warden:
         self.lease = lease
         self.fault = ""
         """Why the guard is not in force though it is needed; empty if it is, or is not needed."""
+        self.drift: list[GuardDrift] = []
+        """What somebody else has changed, found at a look or on the way; to be taken."""
         self._state = state
         self._guard = guard
         self._clock = read_clock
@@ -126,7 +128,12 @@ class Warden:
             if not self._up:
                 refused = await self._raise(now)
             else:
-                refused = await self._admit(self._admissions(dirty, now, changed_only=True), now)
+                try:
+                    refused = await self._admit(self._admissions(dirty, now, changed_only=True), now)
+                except GuardError as error:
+                    # Nobody waits for the next look: a table that is gone is made again at once.
+                    self._lost(error)
+                    refused = await self._raise(now)
         except GuardError as error:
             return self._without(error, dirty, now)
         self.fault = ""
@@ -198,23 +205,21 @@ class Warden:
                 await self._admit(self._admissions(self._everybody(), now), now)
         except GuardError as error:
             if self._up:
-                self._up = False
-                _log.error("the guard can't be kept, it is made again", error=str(error))
-                self._state.dirty.update(self._everybody())
+                self._lost(error)
             elif left_over and not self._lapsing:
                 _log.warning("the lease can't be renewed", error=str(error))
                 self._lapsing = True
         else:
             self._lapsing = False
 
-    async def look(self) -> list[GuardDrift]:
-        """Read the table, and repair what somebody else has changed; what that was."""
+    async def look(self) -> None:
+        """Read the table, and repair what somebody else has changed."""
         if not self.needed:
-            return []
+            return
         if not self._up:
             self._failed = None
             self._state.dirty.update(self._everybody())
-            return []
+            return
         try:
             contents = await self._guard.read()
             now = self._clock()
@@ -231,10 +236,18 @@ class Warden:
             if repair.admit and not repair.rebuild:
                 await self._admit(dict(repair.admit), now)
         except GuardError as error:
-            self._up = False
-            self._state.dirty.update(self._everybody())
-            return [GuardDrift(None, str(error))]
-        return list(repair.drift)
+            self._lost(error)
+            return
+        self.drift += repair.drift
+
+    def _lost(self, error: GuardError) -> None:
+        """The table is not as it was left: it is to be raised again, with everybody in it."""
+        self._up = False
+        if isinstance(error, GuardDrifted):
+            self.drift.append(GuardDrift(None, error.message))
+        else:
+            _log.error("the guard can't be kept, it is made again", error=str(error))
+        self._state.dirty.update(self._everybody())
 
     async def disturbed(self) -> None:
         """Return once the table was changed, perhaps by us: time to look."""

@@ -586,6 +586,23 @@ def test_a_table_that_is_gone_is_rebuilt(gateway: Gateway) -> None:
     gateway.run(scenario)
 
 
+def test_a_table_that_is_missed_on_the_way_is_counted_too(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), peer(2)]))
+        gateway.guard.delete()
+        gateway.world.clock.advance(1)
+        await agent.tick()
+        await agent.tick()
+        assert gateway.left(1) == 3599
+        gateway.guard.delete()
+        await agent.give([core.change(granted(2, grant("s2", 2)))])
+        assert (gateway.left(1), gateway.left(2)) == (3599, 3599)
+        assert refusals(agent) == {}
+        assert agent.drift() == {"guard": 2}
+
+    gateway.run(scenario)
+
+
 def test_what_is_still_to_follow_is_no_drift(gateway: Gateway) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2), peer(3), live(4, lasts=5)]))

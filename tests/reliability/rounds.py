@@ -105,8 +105,9 @@ class Rounds:
         before = choose.random() < 0.6 or fault == self.core_dies
         between, lasts = choose.uniform(0.0, NEAR), choose.uniform(0.0, 2.0)
         self.trace.append(
-            f"{number}: {event.__name__} of {watched.client.name} {'before' if before else 'during'}"
-            f" {fault.__name__}, {between:.3f} s apart, {lasts:.2f} s long"
+            f"{time.monotonic():.1f} {number}: {event.__name__} of {watched.client.name}"
+            f" {'before' if before else 'during'} {fault.__name__}, {between:.3f} s apart,"
+            f" {lasts:.2f} s long; stepped {self._step:.0f} s, slept {self._slept:.0f} s"
         )
         self.did.update((event.__name__, fault.__name__))
         self._new.clear()

@@ -41,6 +41,8 @@ def run(folder: Path, rounds: int, seen: Seen) -> None:
         lost=judgement.lost,
         note=f"seed {seed}: {judgement.ends} ends, {judgement.sure:.0f} s of undisturbed pings ({did})",
     )
+    if judgement.faults:
+        print(*run.trace, sep="\n")
     assert judgement.faults == ()
     assert judgement.ends >= rounds / 10
     assert judgement.sure > rounds

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from agent.errors import GuardError
+from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
 
@@ -97,7 +97,7 @@ class TimedGuard:
             self.log.append(("guard: failed", verb))
             raise GuardError("nftables fails", "mend it")
         if whole and not self.up:
-            raise GuardError("the table is not whole: it is gone", "the agent raises it again")
+            raise GuardDrifted("the table is not whole: it is gone", "the agent raises it again")
         self.log.append((f"guard: {verb}", what))
 
     def _lease(self, seconds: float | None) -> None:
