@@ -68,6 +68,8 @@ class Books:
             self._failed(error)
             return None
         self._loaded = True
+        if self._journal.unwritable is not None:
+            self._failed(self._journal.unwritable)
         if self._journal.set_aside is not None:
             _log.error("journal unreadable, set aside", path=str(self._journal.set_aside))
         self._state.traffic.restore(loaded.traffic)

@@ -121,7 +121,7 @@ class _Daemon:
             interface=config.interface.name,
             state=self._state,
             link=WireGuardLink(config.interface, private_key, ()),
-            journal=Journal(config.paths.state, clock.boot_id()),
+            journal=Journal(config.paths.state, clock.boot_id(), config.paths.runtime),
             metrics=self._metrics,
             core_lost_grace=config.sessions.core_lost_grace,
             alive=self._alive,

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,26 +115,34 @@ class Journal:
     """The journal of one interface, in ``folder``; ``boot_id`` names this boot of the host.
 
     It opens when first used and again after a fault, so that a disk that comes back is used.
+    ``scratch`` is a private folder on another file system, for a disk that only lets itself be read.
     """
 
-    def __init__(self, folder: Path, boot_id: str) -> None:
+    def __init__(self, folder: Path, boot_id: str, scratch: Path | None = None) -> None:
         self.path = folder / "journal.sqlite"
         self.set_aside: Path | None = None
         """Where a journal that could not be read was moved, if one was."""
+        self.unwritable: JournalError | None = None
+        """Why the journal was read and can't be written, if that is so."""
+        self._scratch = scratch
         self._boot_id = boot_id
         self._connection: sqlite3.Connection | None = None
 
     def load(self) -> Loaded:
         """Return what the journal holds; one that is corrupt is set aside, and then it holds nothing.
 
-        Raises JournalError if the folder can't be used.
+        On a full or a read-only disk ``unwritable`` says so. Raises JournalError if the journal can't
+        even be read.
         """
+        self.unwritable = None
         try:
             with self._faults():
                 return self._load(self._open())
         except JournalError as error:
             if not _is_corruption(error.__cause__):
-                raise
+                loaded = self._load_copy(error)
+                self.unwritable = error
+                return loaded
         except (ValueError, msgspec.DecodeError):
             pass
         self._put_aside()
@@ -187,6 +196,27 @@ class Journal:
             raise
         self._connection = connection
         return connection
+
+    def _load_copy(self, fault: JournalError) -> Loaded:
+        """Read a copy, since SQLite needs room beside the file even to read it; or raise ``fault``.
+
+        Nobody else writes the journal: there is one agent to an interface.
+        """
+        if getattr(fault.__cause__, "sqlite_errorcode", None) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            raise fault
+        try:
+            with tempfile.TemporaryDirectory(prefix="journal-", dir=self._scratch) as folder:
+                copy = Path(folder) / "copy.sqlite"
+                copy.write_bytes(self.path.read_bytes())
+                wal = self.path.with_name(f"{self.path.name}-wal")
+                if wal.exists():
+                    copy.with_name(f"{copy.name}-wal").write_bytes(wal.read_bytes())
+                with contextlib.closing(sqlite3.connect(copy)) as connection:
+                    if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                        raise fault
+                    return self._load(connection)
+        except (OSError, sqlite3.Error, ValueError, msgspec.DecodeError):
+            raise fault from fault.__cause__
 
     def _put_aside(self) -> None:
         self.close()

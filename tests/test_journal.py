@@ -288,6 +288,59 @@ def test_no_room_for_even_the_first_byte_is_no_corruption(tmp_path: Path) -> Non
     journal.close()
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of its own on ``folder``."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def can_be_written(journal: Journal) -> bool:
+    return journal.unwritable is None
+
+
+@pytest.mark.parametrize("disk", ["read-only", "full"])
+def test_a_disk_that_can_only_be_read_is_read(tmp_path: Path, disk: str) -> None:
+    state, scratch = tmp_path / "state", tmp_path / "scratch"
+    state.mkdir()
+    scratch.mkdir()
+    with small_disk(state):
+        # Not closed: what was written last is in the write-ahead log.
+        before = Journal(state, "boot")
+        before.write(Entry(sessions=[(session(1), None)], location=PLACE))
+        crash = [(file, file.read_bytes()) for file in state.iterdir() if not file.name.endswith("-shm")]
+        before.close()
+        for file, content in crash:
+            file.write_bytes(content)
+        if disk == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", state], check=True)
+        else:
+            with contextlib.suppress(OSError), (state / "filler").open("wb", buffering=0) as filler:
+                while filler.write(bytes(4096)):
+                    pass
+        journal = Journal(state, "boot", scratch)
+        loaded = journal.load()
+        assert [held.id for held, _ in loaded.restored.sessions] == ["s1"]
+        assert loaded.restored.location == PLACE[0]
+        assert can_be_written(journal) is False
+        assert list(scratch.iterdir()) == []
+        with pytest.raises(JournalError, match="can't be used"):
+            journal.write(Entry(sessions=[(session(2), None)]))
+        if disk == "read-only":
+            subprocess.run(["mount", "-o", "remount,rw", state], check=True)
+        else:
+            (state / "filler").unlink()
+        journal.write(Entry(sessions=[(session(2), None)]))
+        assert [held.id for held, _ in journal.load().restored.sessions] == ["s1", "s2"]
+        assert can_be_written(journal)
+        journal.close()
+
+
 @pytest.mark.parametrize("call", ["load", "write"])
 def test_a_folder_that_is_not_there_is_a_journal_error_until_it_is(tmp_path: Path, call: str) -> None:
     folder = tmp_path / "later"

@@ -7,6 +7,7 @@ import pytest
 
 from agent.sandbox.reports import Reports, SessionEnds
 from tests.support.ledger import Seen
+from tests.support.places import here_and_at_full_size_on_the_kernel
 from tests.support.scenarios import EMULATED, SLACK, connect, ping
 from tests.support.site import Site, until
 
@@ -14,8 +15,6 @@ MINUTES = 60.0
 PATIENT = "[sessions]\nidle_timeout = 7200\nconnect_timeout = 7200"
 HOP = 5 * MINUTES
 """Seconds by which all clocks are moved at once, so that the hour takes a minute."""
-ON_THE_KERNEL = (pytest.mark.kernel, pytest.mark.timeout(300))
-HERE = (pytest.mark.netns, pytest.mark.userspace)
 
 pytestmark = pytest.mark.reliability(
     "core is away for an hour (all clocks moved), the agent is killed half-way, core comes back",
@@ -100,9 +99,7 @@ def core_is_away_for_an_hour(folder: Path, told: list[str], seen: Seen) -> None:
         seen(tried=1, overrun=max(overruns), lost=kept.lost + exempt.lost)
 
 
-@pytest.mark.parametrize(
-    "where", [pytest.param("kernel", marks=ON_THE_KERNEL), pytest.param("wireguard-go", marks=HERE)]
-)
+@here_and_at_full_size_on_the_kernel
 def test_core_is_away_for_an_hour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Seen, where: str
 ) -> None:

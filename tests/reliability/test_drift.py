@@ -11,11 +11,10 @@ import pytest
 from agent.encoding import format_key
 from tests.support.ledger import Seen
 from tests.support.netns import Namespace, interface_name
+from tests.support.places import here_and_at_full_size_on_the_kernel
 from tests.support.scenarios import EMULATED, connect, ping
 from tests.support.site import Client, Site, until
 
-ON_THE_KERNEL = (pytest.mark.kernel, pytest.mark.timeout(300))
-HERE = (pytest.mark.netns, pytest.mark.userspace)
 NOTICED = 20.0 if EMULATED else 5.0
 """Seconds in which drift is healed: an observation is due each second here."""
 FOREIGN_TABLE = (
@@ -215,8 +214,6 @@ def drift_is_healed(folder: Path, seen: Seen) -> None:
     " table, or restarts nftables",
     "noticed, said, counted, healed; bystanders lose nothing; foreign interface, table and routes stay",
 )
-@pytest.mark.parametrize(
-    "where", [pytest.param("kernel", marks=ON_THE_KERNEL), pytest.param("wireguard-go", marks=HERE)]
-)
+@here_and_at_full_size_on_the_kernel
 def test_drift_is_healed_and_nothing_foreign_is_touched(tmp_path: Path, seen: Seen, where: str) -> None:
     drift_is_healed(tmp_path, seen)

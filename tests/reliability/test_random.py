@@ -18,6 +18,7 @@ HOLDS = "no reply later than the slack past a session's end; no ping lost by a p
 
 
 def run(folder: Path, rounds: int, seen: Seen) -> None:
+    rounds = int(os.environ.get("RELIABILITY_ROUNDS") or rounds)
     seed = int(os.environ.get("RELIABILITY_SEED") or random.SystemRandom().randrange(1_000_000))
     print(f"RELIABILITY_SEED={seed} gives this run again, but for the machine's timing")
     location: dict[str, object] = {"idle_timeout": 7200, "connect_timeout": 7200, "max_lifetime": 86400}
