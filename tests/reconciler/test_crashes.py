@@ -10,6 +10,11 @@ from tests.reconciler.harness import Agent, Core, World, granted, live, revoked
 from tests.support.builders import NOW, grant, key, peer, psk
 from tests.support.recording_device import Killed
 
+pytestmark = pytest.mark.reliability(
+    "SIGKILL at each point between two writes of a grant and of an end, also with a reboot (injected)",
+    "nobody is let in, no live session is touched, what was ended stays dead",
+)
+
 UNTOUCHED = key(6)
 
 

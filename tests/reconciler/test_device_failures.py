@@ -19,6 +19,11 @@ from agent.ports import Verdict
 from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
 from tests.support.builders import grant, key, peer, psk
 
+pytestmark = pytest.mark.reliability(
+    "the kernel refuses or fails operations, the interface vanishes between two calls (injected)",
+    "one peer holds back no other; who has to go is tried again until gone",
+)
+
 
 @pytest.mark.parametrize("done_before", [0, 1, 2])
 def test_a_batch_that_fails_in_the_middle_is_finished_after_another_look(

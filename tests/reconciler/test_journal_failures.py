@@ -11,6 +11,11 @@ from agent.ports import Verdict
 from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
 from tests.support.builders import NOW, grant, key, peer, psk
 
+pytestmark = pytest.mark.reliability(
+    "a journal that can't be read or written, a disk that hangs (injected)",
+    "nothing new is admitted, nothing live is touched, ends take effect all the same",
+)
+
 
 def test_a_session_that_cannot_be_journalled_is_not_admitted(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:

@@ -7,6 +7,11 @@ from tests.reconciler.harness import Agent, Core, World, granted, live, revoked,
 from tests.support.builders import grant, key, location_changed, peer, prefixes, psk
 from tests.support.kernel_model import KernelPeer
 
+pytestmark = pytest.mark.reliability(
+    "restart, reboot with core down (injected clock and boot id)",
+    "live sessions are taken over untouched, the dead stay dead, counters only grow",
+)
+
 
 def stays(world: World) -> dict[bytes, int]:
     return {k: p.incarnation for k, p in world.host.kernel.peers.items()}

@@ -94,8 +94,8 @@ class Ledger:
             "| --- | --- | ---: | --- |",
         ]
         body = [f"| {row.fault} | {row.holds} | {_tried(row)} | {_said(row)} |" for row in rows]
-        tests = sorted({test for row in rows for test in row.tests})
-        tail = ["", "The tests:", "", *(f"- `{test}`" for test in tests), ""]
+        files = sorted({test.partition("::")[0] for row in rows for test in row.tests})
+        tail = ["", f"The tests are in {', '.join(f'`{file}`' for file in files)}.", ""]
         return "\n".join([*head, *body, *tail])
 
 
