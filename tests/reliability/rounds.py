@@ -103,7 +103,7 @@ class Rounds:
         event = choose.choice(self._events(watched))
         fault = choose.choice(self._faults())
         before = choose.random() < 0.6 or fault == self.core_dies
-        between, lasts = choose.uniform(0.0, NEAR), choose.uniform(0.0, 2.0)
+        between, lasts = choose.uniform(0.0, NEAR), choose.uniform(0.0, 1.5)
         self.trace.append(
             f"{time.monotonic():.1f} {number}: {event.__name__} of {watched.client.name}"
             f" {'before' if before else 'during'} {fault.__name__}, {between:.3f} s apart,"
@@ -125,7 +125,7 @@ class Rounds:
                 time.sleep(lasts)
         doing.join(PATIENCE)
         self._settle()
-        time.sleep(choose.uniform(0.0, 1.0))
+        time.sleep(choose.uniform(0.0, 0.5))
 
     def _do(self, event: Event, watched: Watched) -> None:
         # The agent may be killed in the middle of it.
