@@ -23,8 +23,10 @@ test:
 	@.ci/as-root $(BIN)/$(if $(ARGS),pytest $(ARGS),coverage run -m pytest)
 
 # The whole matrix of faults; it takes about an hour, and two where the kernel has to be emulated.
+# With ARGS a part of it is run anew, and the others' lines stay as they were seen last.
 reliability:
 	@.ci/setup test
+	@$(if $(ARGS),,rm -f .cache/reliability.json)
 	@RELIABILITY=full .ci/as-root $(BIN)/pytest -m reliability \
 		--reliability-report docs/reliability.md $(ARGS)
 

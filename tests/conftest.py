@@ -176,6 +176,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     report: Path | None = config.option.reliability_report
     if report is not None and _ledger:
+        _ledger.keep(config.rootpath / ".cache/reliability.json")
         report.write_text(_ledger.render(__version__), encoding="utf-8")
         terminalreporter.write_line(f"reliability: written to {report}")
     if text := config.stash.get(_floors_key, None):

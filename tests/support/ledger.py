@@ -7,10 +7,12 @@ of them at full size and writes ``docs/reliability.md``; ``make test`` runs the 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 FULL: Final = os.environ.get("RELIABILITY") == "full"
@@ -54,27 +56,40 @@ class Row:
 
 
 class Ledger:
-    """Collects the rows of one run."""
+    """What each marked test has seen last, by its id."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[str, str], Row] = {}
+        self._seen: dict[str, dict[str, Any]] = {}
 
     def add(self, test: str, properties: Iterable[tuple[str, object]], *, passed: bool) -> None:
         """Take in one test's report."""
         for name, value in properties:
-            if name != PROPERTY or not isinstance(value, dict):
-                continue
-            row = self._rows.setdefault((value["fault"], value["holds"]), Row(value["fault"], value["holds"]))
-            row.tests.append(test.partition("[")[0])
-            row.failed += not passed
-            row.sightings += [Sighting(**sighting) for sighting in value["seen"]]
+            if name == PROPERTY and isinstance(value, dict):
+                self._seen[test] = {**value, "passed": passed}
+
+    def keep(self, file: Path) -> None:
+        """Add what earlier runs of other parts of the matrix have left in ``file``, and leave all of it there."""
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        self._seen = before | self._seen
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self._seen, indent=1), encoding="utf-8")
 
     def __bool__(self) -> bool:
-        return bool(self._rows)
+        return bool(self._seen)
+
+    def _rows(self) -> list[Row]:
+        rows: dict[tuple[str, str], Row] = {}
+        for test, value in sorted(self._seen.items()):
+            fault, holds = value["fault"], value["holds"]
+            row = rows.setdefault((fault, holds), Row(fault, holds))
+            row.tests.append(test.partition("[")[0])
+            row.failed += not value["passed"]
+            row.sightings += [Sighting(**sighting) for sighting in value["seen"]]
+        return list(rows.values())
 
     def render(self, version: str) -> str:
         """Return the document."""
-        rows = sorted(self._rows.values(), key=lambda row: row.tests[0])
+        rows = self._rows()
         kernels = sorted({s.kernel for row in rows for s in row.sightings if s.kernel})
         overruns = [s.overrun for row in rows for s in row.sightings if s.overrun is not None]
         lost = sum(s.lost or 0 for row in rows for s in row.sightings)

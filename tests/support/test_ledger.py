@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from tests.support.ledger import Ledger, Seen, as_property
 
 
@@ -29,3 +31,12 @@ def test_a_report_without_figures_of_ours_is_no_line() -> None:
     ledger = Ledger()
     ledger.add("a.py::one", [("else", 1)], passed=True)
     assert not ledger
+
+
+def test_a_part_that_runs_anew_replaces_its_own_lines_and_keeps_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "kept" / "seen.json"
+    for test, overrun in (("a.py::one", 3.0), ("a.py::two", 0.5), ("a.py::one", 0.25)):
+        ledger = Ledger()
+        ledger.add(test, [line(overrun=overrun)], passed=True)
+        ledger.keep(file)
+    assert "worst overrun 500 ms" in ledger.render("1")
