@@ -68,7 +68,7 @@ class Ledger:
                 self._seen[test] = {**value, "passed": passed}
 
     def keep(self, file: Path) -> None:
-        """Add what earlier runs of other parts of the matrix have left in ``file``, and leave all of it there."""
+        """Add what earlier runs of other parts have left in ``file``, and leave all of it there."""
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         self._seen = before | self._seen
         file.parent.mkdir(parents=True, exist_ok=True)

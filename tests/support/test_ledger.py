@@ -35,6 +35,7 @@ def test_a_report_without_figures_of_ours_is_no_line() -> None:
 
 def test_a_part_that_runs_anew_replaces_its_own_lines_and_keeps_the_others(tmp_path: Path) -> None:
     file = tmp_path / "kept" / "seen.json"
+    ledger = Ledger()
     for test, overrun in (("a.py::one", 3.0), ("a.py::two", 0.5), ("a.py::one", 0.25)):
         ledger = Ledger()
         ledger.add(test, [line(overrun=overrun)], passed=True)
