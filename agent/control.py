@@ -6,6 +6,7 @@ are answered with ``{"error", "hint"}``.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from agent.encoding import format_key, parse_public_key
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, ConfigError, cannot_start
 from agent.folders import private_folder
 from agent.model import PublicKey
 from agent.ports import Operator
@@ -40,7 +41,8 @@ class _EndRequest(msgspec.Struct, forbid_unknown_fields=True):
 def bind_control(path: Path) -> socket.socket:
     """Return a listening unix socket at ``path``, mode 0600; one left behind is removed.
 
-    To be called by the holder of the interface's lock. Raises ConfigError if it can't be made.
+    To be called by the holder of the interface's lock. Raises ConfigError, or AgentError if the fault
+    may pass.
     """
     private_folder(path.parent, "paths.runtime")
     if len(os.fsencode(path)) > _PATH_SIZE:
@@ -51,6 +53,8 @@ def bind_control(path: Path) -> socket.socket:
     try:
         if path.is_socket():
             path.unlink()
+        elif os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         before = os.umask(0o177)
         try:
             sock.bind(os.fspath(path))
@@ -59,7 +63,8 @@ def bind_control(path: Path) -> socket.socket:
         sock.listen(16)
     except OSError as error:
         sock.close()
-        raise ConfigError(
+        raise cannot_start(
+            error,
             f"paths.runtime: the socket {path} can't be made: {error.strerror}",
             "remove what is in its place, or name a folder that the agent's user may write to",
         ) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agent.errors import ConfigError, LockHeld
+from agent.errors import LockHeld, cannot_start
 from agent.folders import private_folder
 
 
@@ -21,7 +21,8 @@ class InterfaceLock:
     def __init__(self, runtime: Path, interface: str) -> None:
         """Take the lock ``INTERFACE.lock`` in the runtime folder, which is made if missing.
 
-        Raises LockHeld if another process has it, ConfigError if the file can't be made.
+        Raises LockHeld if another process has it, ConfigError if the file can't be made, or AgentError
+        if that may pass.
         """
         private_folder(runtime, "paths.runtime")
         path = runtime / f"{interface}.lock"
@@ -29,7 +30,8 @@ class InterfaceLock:
         try:
             self._descriptor = os.open(path, flags, 0o600)
         except OSError as error:
-            raise ConfigError(
+            raise cannot_start(
+                error,
                 f"paths.runtime: {path} can't be opened: {error.strerror}",
                 "remove it, or run as the user that made it",
             ) from None

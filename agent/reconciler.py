@@ -50,6 +50,8 @@ _log = structlog.get_logger(__name__)
 
 LATE: Final = 1.0
 """Seconds past a deadline from which on a peer still on the interface makes the agent not ready."""
+SKEW: Final = 5.0
+"""Seconds by which this host's clock may go apart from core's, or come nearer, without a word in the log."""
 
 
 class Reconciler:
@@ -101,6 +103,9 @@ class Reconciler:
         self._pulled = False
         self._changed = False
         """What has been taken in and is not known to be in the kernel."""
+        self._taken: list[Change] = []
+        """Changes that the log has yet to tell of."""
+        self._told_skew = 0.0
         self._broken = ""
         self._finished = False
         self._moved = asyncio.Event()
@@ -273,6 +278,10 @@ class Reconciler:
         else:
             self._note_broken(step.not_seen or self._keeper.link_fault)
             self._answer(step)
+        # A line costs more than the change itself: a thousand revocations do not wait for their lines.
+        for change in self._taken:
+            audit.changed(change)
+        self._taken.clear()
         self._metrics.sessions_active.set(len(self.state.sessions))
         self._metrics.reap_backlog.set(len(self.writer.to_reap))
         self._moved.set()
@@ -345,7 +354,7 @@ class Reconciler:
         state, now = self.state, self._clock()
         state.load(snapshot, now)
         self._fence.advance(snapshot.epoch, snapshot.revision, now)
-        self._metrics.clock_skew.set(now.wall - state.core_time(now))
+        self._note_skew(now.wall - state.core_time(now))
         self._pulled = True
         _log.info(
             "state pulled",
@@ -353,6 +362,23 @@ class Reconciler:
             peers=len(snapshot.peers),
             sessions=len(state.sessions),
             refused=len(state.roster.refused) + len(snapshot.unreadable),
+        )
+
+    def _note_skew(self, skew: float) -> None:
+        """Deadlines are anchored on core's time and do not mind; certificates and handshakes may."""
+        self._metrics.clock_skew.set(skew)
+        if abs(skew - self._told_skew) < SKEW:
+            return
+        self._told_skew = skew
+        if abs(skew) < SKEW:
+            _log.info("this host's clock agrees with core's again", seconds_ahead=round(skew, 1))
+            return
+        _log.warning(
+            "this host's clock differs from core's",
+            seconds_ahead=round(skew, 1),
+            meaning="sessions end when core means them to; certificates are judged by this host's clock,"
+            " and after a step back clients can't shake hands until it has caught up",
+            hint="set the clocks right (NTP), here and at core",
         )
 
     def _take_changes(self, changes: Sequence[Change]) -> Verdict:
@@ -372,7 +398,7 @@ class Reconciler:
                 _log.info("change does not fit", verdict=verdict.value, revision=change.revision)
                 return verdict
             self._fence.advance(change.epoch, change.revision, now)
-            audit.changed(change)
+            self._taken.append(change)
             self._changed = True
             applied = verdict
         return applied

@@ -2,7 +2,7 @@
 
 Ending many peers at once happens in two steps (rule 8): one batch makes them useless, which is cheap
 and keeps the deadline; removing them, which waits for the kernel and holds the network lock, follows
-a few at a time between other work.
+a few at a time between other work. How many are a few, the kernel itself tells (``Pace``).
 """
 
 from __future__ import annotations
@@ -10,33 +10,56 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final
 
+from agent import clock
 from agent.errors import DeviceError
 from agent.model import AddPeer, CutPeer, Operation, PublicKey, RemovePeer
 from agent.plan import CUT, FOUND, Mirror, Plan
 from agent.wireguard.device import Device
 
 HANDFUL: Final = 8
-"""Peers that are removed outright; more are cut first and removed this many at a time."""
+"""Peers that are removed outright; more are cut first and removed at most this many at a time."""
+TURN: Final = 0.04
+"""Seconds that removals in one message are to take: so long nobody else gets the kernel's network lock."""
 SLICE: Final = 512
 """Operations between two looks at the clock: deadlines do not wait for a long plan to end."""
 FEW: Final = 32
 """The same for operations that are sent one by one."""
 
-_T = TypeVar("_T")
+
+class Pace:
+    """How many peers to remove in one message: it begins with one, and what that took decides.
+
+    A removal takes the kernel from 0.1 ms to 40 ms, by its settings (``rcu_normal``).
+    """
+
+    def __init__(self) -> None:
+        self.count = 1
+
+    def took(self, count: int, seconds: float) -> None:
+        """So many removals took so long."""
+        room = int(TURN * count / seconds) if seconds > 0 else HANDFUL
+        self.count = max(1, min(room, 2 * self.count, HANDFUL))
 
 
 class Writer:
     """The only hand on the interface."""
 
-    def __init__(self, device: Callable[[], Device], added: Callable[[PublicKey], None]) -> None:
-        """``added`` is told of each peer that is on the interface afresh."""
+    def __init__(
+        self,
+        device: Callable[[], Device],
+        added: Callable[[PublicKey], None],
+        monotonic: Callable[[], float] = clock.monotonic,
+    ) -> None:
+        """``added`` is told of each peer that is on the interface afresh; ``monotonic`` gives seconds."""
         self.mirror = Mirror()
         self.to_reap: dict[PublicKey, None] = {}
         """Peers that were cut and are still to be removed, oldest first."""
         self._device = device
         self._added = added
+        self._monotonic = monotonic
+        self._reaping = Pace()
 
     async def carry_out(self, plan: Plan, between: Callable[[], Awaitable[bool]]) -> bool:
         """Apply a plan: removes, then updates, then adds.
@@ -45,17 +68,27 @@ class Writer:
         plan, and so does this. Raises DeviceError; the mirror is then behind the device.
         """
         for operations in self._steps(plan):
-            # A removal may take the kernel 35 ms.
             removing = bool(operations) and isinstance(operations[0], RemovePeer)
-            for some in _slices(operations, HANDFUL if removing else SLICE):
-                await self.apply(some, plan.tenures)
+            pace, done = Pace(), 0
+            while done < len(operations):
+                some = operations[done : done + (pace.count if removing else SLICE)]
+                await self.apply(some, plan.tenures, pace if removing else None)
+                done += len(some)
                 if not await between():
                     return False
         return True
 
-    async def apply(self, operations: Sequence[Operation], tenures: dict[PublicKey, int]) -> None:
-        """Apply operations as they are, and take them into the mirror once acknowledged."""
+    async def apply(
+        self, operations: Sequence[Operation], tenures: dict[PublicKey, int], pace: Pace | None = None
+    ) -> None:
+        """Apply operations as they are, and take them into the mirror once acknowledged.
+
+        ``pace`` learns how long they took.
+        """
+        started = self._monotonic()
         await self._device().apply(operations)
+        if pace is not None:
+            pace.took(len(operations), self._monotonic() - started)
         for operation in operations:
             self.mirror.acknowledge(operation, tenures.get(operation.public_key, FOUND))
             if isinstance(operation, RemovePeer | AddPeer):
@@ -66,16 +99,18 @@ class Writer:
                 self._added(operation.public_key)
 
     async def reap(self) -> bool:
-        """Remove a handful of the peers that were cut; return whether to go on at once.
+        """Remove a few of the peers that were cut; return whether to go on at once.
 
         One that the device will not remove goes to the end of the line and waits for another time.
         Raises DeviceError if the interface is gone.
         """
-        some = [RemovePeer(key) for key in islice(self.to_reap, HANDFUL)]
+        some = [RemovePeer(key) for key in islice(self.to_reap, self._reaping.count)]
         if not some:
+            # Until the next time the kernel's settings may be other ones.
+            self._reaping = Pace()
             return False
         try:
-            await self.apply(some, {})
+            await self.apply(some, {}, self._reaping)
         except DeviceError as error:
             if error.errno == errno.ENODEV:
                 raise
@@ -117,18 +152,12 @@ class Writer:
 
     def _steps(self, plan: Plan) -> Iterator[Sequence[Operation]]:
         returning = plan.tenures.keys()
-        for_good = [
-            r for r in plan.removes if r.public_key not in returning and r.public_key not in self.to_reap
-        ]
-        if len(for_good) > HANDFUL:
-            yield [CutPeer(r.public_key) for r in for_good]
+        going = [remove for remove in plan.removes if remove.public_key not in self.to_reap]
+        if len(going) > HANDFUL:
+            yield [CutPeer(remove.public_key) for remove in going]
         else:
-            yield for_good
-        yield [r for r in plan.removes if r.public_key in returning]
+            yield [remove for remove in going if remove.public_key not in returning]
+        # Only once these are off the interface are they added to it again.
+        yield [remove for remove in plan.removes if remove.public_key in returning]
         yield plan.updates
         yield plan.adds
-
-
-def _slices(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

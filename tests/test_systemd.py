@@ -126,6 +126,7 @@ def test_the_unit_says_what_the_agent_relies_on() -> None:
         "ExecStart": "/usr/bin/wg-agent run -i %i",
         "ExecReload": "/bin/kill -HUP $MAINPID",
         "Restart": "always",
+        "RestartPreventExitStatus": "2",
         "DynamicUser": "yes",
         "AmbientCapabilities": "CAP_NET_ADMIN",
         "CapabilityBoundingSet": "CAP_NET_ADMIN",
@@ -133,6 +134,7 @@ def test_the_unit_says_what_the_agent_relies_on() -> None:
         "RuntimeDirectory": "wg-agent/%i",
         "StateDirectoryMode": "0700",
         "RuntimeDirectoryMode": "0700",
+        "RuntimeDirectoryPreserve": "yes",
         "UMask": "0077",
         "LimitCORE": "0",
     }

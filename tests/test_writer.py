@@ -9,7 +9,7 @@ import pytest
 from agent.errors import DeviceError
 from agent.model import AddPeer, CutPeer, Operation, PublicKey, RemovePeer, UpdatePeer
 from agent.plan import CUT, FOUND, Plan
-from agent.writer import FEW, HANDFUL, SLICE, Writer
+from agent.writer import FEW, HANDFUL, SLICE, TURN, Pace, Writer
 from tests.support.builders import key, prefixes, psk
 from tests.support.recording_device import Host
 
@@ -29,10 +29,29 @@ async def go_on() -> bool:
     return True
 
 
-def new() -> tuple[Writer, Host, list[PublicKey]]:
+class Stopwatch:
+    """A clock that a slow kernel moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def removals_take(self, host: Host, seconds: Callable[[], float]) -> None:
+        """Each removal takes the kernel so long."""
+
+        def take(count: int) -> None:
+            if isinstance(host.operations()[-1], RemovePeer):
+                self.now += count * seconds()
+
+        host.apply_takes = take
+
+
+def new(monotonic: Callable[[], float] = lambda: 0.0) -> tuple[Writer, Host, list[PublicKey]]:
     host, told = Host(exists=True), []  # type: ignore[var-annotated]
     link = host.link()
-    return Writer(lambda: link.device, told.append), host, told
+    return Writer(lambda: link.device, told.append, monotonic), host, told
 
 
 def carried_out(writer: Writer, *plans: Plan, between: Callable[[], Awaitable[bool]] = go_on) -> list[bool]:
@@ -42,8 +61,28 @@ def carried_out(writer: Writer, *plans: Plan, between: Callable[[], Awaitable[bo
     return asyncio.run(main())
 
 
+def reaped(writer: Writer) -> None:
+    async def main() -> None:
+        while await writer.reap():
+            pass
+        assert await writer.reap() is False
+
+    asyncio.run(main())
+
+
 def kinds(host: Host) -> list[type[Operation]]:
     return [type(operation) for operation in host.operations()]
+
+
+def removals(host: Host) -> list[int]:
+    """How many there were in each message that had any."""
+    counts, operations = [], iter(host.operations())
+    for batch in (what for kind, what in host.log if kind == "batch"):
+        assert isinstance(batch, int)
+        some = [next(operations) for _ in range(batch)]
+        if isinstance(some[0], RemovePeer):
+            counts.append(batch)
+    return counts
 
 
 def test_what_is_acknowledged_is_in_the_mirror_with_its_tenure() -> None:
@@ -74,13 +113,25 @@ def test_more_than_a_handful_is_cut_first(count: int, cut: int) -> None:
     assert {held.tenure for held in writer.mirror.peers.values()} <= {CUT}
 
 
-def test_a_peer_that_returns_is_removed_outright_however_many_there_are() -> None:
+@pytest.mark.parametrize("count", [HANDFUL, HANDFUL + 1])
+def test_peers_that_return_are_removed_before_they_are_added_and_many_are_cut_first(count: int) -> None:
     writer, host, _ = new()
-    numbers = range(1, HANDFUL + 5)
+    again = adds(*range(1, count + 1))
+    plan = Plan(removes=removes(*range(1, count + 1)).removes, adds=again.adds, tenures=again.tenures)
+    carried_out(writer, again, plan)
+    cuts = [CutPeer] * count if count > HANDFUL else []
+    assert kinds(host) == [AddPeer] * count + cuts + [RemovePeer] * count + [AddPeer] * count
+    assert all(peer.allowed_ips for peer in host.kernel.peers.values())
+    assert not writer.to_reap
+
+
+def test_one_that_waits_to_be_removed_is_not_cut_again_when_it_returns() -> None:
+    writer, host, _ = new()
+    numbers = range(1, 30)
     again = adds(*numbers)
-    plan = Plan(removes=tuple(RemovePeer(key(n)) for n in numbers), adds=again.adds, tenures=again.tenures)
-    carried_out(writer, adds(*numbers), plan)
-    assert CutPeer not in kinds(host)
+    plan = Plan(removes=removes(*numbers).removes, adds=again.adds, tenures=again.tenures)
+    carried_out(writer, again, removes(*numbers), plan)
+    assert kinds(host).count(CutPeer) == kinds(host).count(RemovePeer) == len(numbers)
     assert len(host.kernel.peers) == len(numbers)
     assert not writer.to_reap
 
@@ -93,21 +144,75 @@ def test_what_is_cut_and_waits_is_not_cut_or_removed_by_another_plan() -> None:
     assert RemovePeer not in kinds(host)
 
 
-def test_reaping_takes_a_handful_at_a_time_oldest_first() -> None:
+def test_reaping_begins_with_one_and_goes_on_to_a_handful_oldest_first() -> None:
     writer, host, _ = new()
-    numbers = range(1, 2 * HANDFUL + 2)
+    numbers = range(1, 7 + 2 * HANDFUL + 2)
     carried_out(writer, adds(*numbers), removes(*numbers))
 
     async def main() -> None:
-        assert await writer.reap() is True
-        assert set(host.kernel.peers) == {key(n) for n in numbers[HANDFUL:]}
-        assert await writer.reap() is True
+        for gone in (1, 3, 7, 7 + HANDFUL, 7 + 2 * HANDFUL):
+            assert await writer.reap() is True
+            assert set(host.kernel.peers) == {key(n) for n in numbers[gone:]}
         assert await writer.reap() is False
         assert await writer.reap() is False
 
     asyncio.run(main())
     assert host.kernel.peers == {}
     assert writer.mirror.peers == {}
+
+
+def test_where_a_removal_takes_long_a_message_has_one() -> None:
+    watch = Stopwatch()
+    writer, host, _ = new(watch)
+    watch.removals_take(host, lambda: 0.035)
+    numbers = range(1, 40)
+    carried_out(writer, adds(*numbers), removes(*numbers))
+    reaped(writer)
+    assert removals(host) == [1] * len(numbers)
+    assert host.kernel.peers == {}
+
+
+def test_the_pace_follows_what_a_removal_takes_and_is_not_remembered() -> None:
+    watch = Stopwatch()
+    writer, host, _ = new(watch)
+    watch.removals_take(host, lambda: 0.001 if len(host.kernel.peers) > 20 else 0.015)
+    numbers = range(1, 41)
+    for _ in range(2):
+        carried_out(writer, adds(*numbers), removes(*numbers))
+        reaped(writer)
+    assert removals(host) == 2 * [1, 2, 4, 8, 8, *[2] * 8, 1]
+
+
+def test_peers_that_are_removed_outright_keep_the_pace_too() -> None:
+    watch = Stopwatch()
+    writer, host, _ = new(watch)
+    watch.removals_take(host, lambda: 0.035)
+    numbers = range(1, HANDFUL + 1)
+    again = adds(*numbers)
+    plan = Plan(removes=removes(*numbers).removes, adds=again.adds, tenures=again.tenures)
+    carried_out(writer, again, plan, removes(*numbers))
+    assert removals(host) == [1] * (2 * HANDFUL)
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "seconds", "after"),
+    [
+        (1, 1, 0.0, 2),
+        (4, 4, 0.001, HANDFUL),
+        (HANDFUL, HANDFUL, 0.001, HANDFUL),
+        (HANDFUL, HANDFUL, 2 * TURN, HANDFUL // 2),
+        (HANDFUL, HANDFUL, 8 * 0.035, 1),
+        (HANDFUL, 1, 10.0, 1),
+        (2, 2, TURN, 2),
+        # The last ones of a line say as much about one removal.
+        (HANDFUL, 2, TURN / 2, 4),
+    ],
+)
+def test_the_pace(before: int, count: int, seconds: float, after: int) -> None:
+    pace = Pace()
+    pace.count = before
+    pace.took(count, seconds)
+    assert pace.count == after
 
 
 def test_reaping_goes_on_past_a_peer_that_the_device_will_not_remove() -> None:
@@ -119,7 +224,7 @@ def test_reaping_goes_on_past_a_peer_that_the_device_will_not_remove() -> None:
     async def main() -> None:
         assert await writer.reap() is False
         assert list(writer.to_reap)[-1] == key(1)
-        for _ in range(5):
+        for _ in range(10):
             await writer.reap()
         assert set(host.kernel.peers) == {key(1)}
         host.exists = False
@@ -162,12 +267,19 @@ def test_a_long_plan_is_left_where_something_is_due() -> None:
 
 def test_many_removals_leave_room_for_deadlines_between_a_few() -> None:
     writer, host, _ = new()
-    numbers = range(1, 5 * HANDFUL + 1)
+    numbers = range(1, 5 * HANDFUL)
     again = adds(*numbers)
-    plan = Plan(removes=tuple(RemovePeer(key(n)) for n in numbers), adds=again.adds, tenures=again.tenures)
-    carried_out(writer, again, plan)
+    plan = Plan(removes=removes(*numbers).removes, adds=again.adds, tenures=again.tenures)
+    turns = []
+
+    async def between() -> bool:
+        turns.append(len(host.operations()))
+        return True
+
+    carried_out(writer, again, plan, between=between)
     batches = [what for kind, what in host.log if kind == "batch"]
-    assert batches == [len(numbers), *[HANDFUL] * 5, len(numbers)]
+    assert batches == [len(numbers), len(numbers), 1, 2, 4, *[HANDFUL] * 4, len(numbers)]
+    assert len(turns) == len(batches)
 
 
 def test_one_by_one_does_all_that_can_be_done() -> None:

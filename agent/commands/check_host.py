@@ -11,7 +11,7 @@ from typing import Final
 
 from agent.commands.findings import Finding, Mark, fault, ok, skipped
 from agent.config import Config, Listen
-from agent.errors import ConfigError, DeviceError, GuardError
+from agent.errors import AgentError, DeviceError, GuardError
 from agent.firewall import Firewall
 from agent.model import InterfaceAddress, Prefix, Snapshot
 from agent.wireguard import userspace
@@ -241,7 +241,7 @@ def listeners(config: Config) -> list[Finding]:
     for listen, key in wanted:
         try:
             bind(listen, key).close()
-        except ConfigError as error:
+        except AgentError as error:
             remedy = f"ss -ltnp 'sport = :{listen.port}' shows whose it is; end that, or choose another {key}"
             findings.append(Finding("listeners", Mark.FAULT, error.message, remedy))
     return findings or [ok("listeners", ", ".join(f"{listen} ({key})" for listen, key in wanted) + " free")]

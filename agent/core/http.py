@@ -15,7 +15,8 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC
-from typing import Final, NoReturn, cast
+from http.cookiejar import CookieJar
+from typing import Any, Final, NoReturn, cast
 
 import httpx
 
@@ -32,12 +33,34 @@ DECODE_IN_THREAD_ABOVE: Final = 1_000_000
 IGNORED_BODY_SIZE: Final = 64 * 1024
 RETRY_AFTER_LIMIT: Final = 3600.0
 SILENCE: Final = 40.0
+_PIECES: Final = 256
+"""Pieces of an answer after which others have their turn: one read can bring ten thousand."""
 
 # OpenSSL's X509_V_ERR_ codes, by what an operator has to do about them.
 _EXPIRED: Final = frozenset({10})
 _NOT_YET_VALID: Final = frozenset({9})
 _WRONG_NAME: Final = frozenset({62, 64})
 _UNTRUSTED: Final = frozenset({2, 18, 19, 20, 21, 27})
+
+# OpenSSL's names of the alerts (RFC 8446, section 6.2) by which core refuses a client certificate.
+_CERTIFICATE_WANTED: Final = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+_CERTIFICATE_REFUSED: Final = frozenset(
+    {
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "TLSV1_ALERT_UNKNOWN_CA",
+    }
+)
+
+
+class _NoCookies(CookieJar):
+    """Keeps none: a core or a portal that sets them without end would make each request longer."""
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Forget them."""
 
 
 class CoreClient:
@@ -94,6 +117,7 @@ class CoreClient:
                 limits=httpx.Limits(max_connections=8, max_keepalive_connections=4),
             ),
             trust_env=False,
+            cookies=_NoCookies(),
         )
 
     async def close(self) -> None:
@@ -196,9 +220,13 @@ class CoreClient:
         with _translated(stream=stream):
             raw = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
             async with aclosing(raw) as chunks:
+                pieces = 0
                 async for chunk in chunks:
                     self._heard()
                     yield chunk
+                    pieces += 1
+                    if not pieces % _PIECES:
+                        await asyncio.sleep(0)
 
     async def _drain(self, response: httpx.Response) -> None:
         """Read a body that says nothing, so that the connection can be used again."""
@@ -307,24 +335,28 @@ def _translated(*, stream: bool) -> Iterator[None]:
         if "incomplete" in str(error) or "without sending complete" in str(error):
             raise InvalidMessage("core's answer is truncated: the connection was closed") from None
         raise CoreUnavailable(
-            "core closed the connection, or does not answer in HTTP", "check core.url"
+            "core closed the connection, or does not answer in HTTP",
+            "check core.url, and whether core wants a client certificate",
         ) from None
     except httpx.TransportError as error:
         _raise_transport(error)
     except httpx.HTTPError:
         raise CoreUnavailable("the request to core failed", "it is tried again") from None
+    except ssl.SSLError as error:
+        # With TLS 1.3 core's word on a client certificate only comes in place of its answer, and httpcore
+        # lets what OpenSSL says while reading through as it is.
+        raise _tls_error(error) from None
+    except OSError as error:
+        raise CoreUnavailable(
+            f"the connection to core was lost: {error.strerror}", "it is tried again"
+        ) from None
 
 
 def _raise_transport(error: httpx.TransportError) -> NoReturn:
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise _certificate_error(cause) from None
         if isinstance(cause, ssl.SSLError):
-            raise CoreUnavailable(
-                f"the TLS connection to core failed: {cause.reason or 'no reason given'}",
-                "check that core.url speaks TLS there, and whether core wants a client certificate",
-            ) from None
+            raise _tls_error(cause) from None
         if isinstance(cause, socket.gaierror):
             raise CoreUnavailable(
                 f"core's name can't be resolved: {cause.strerror}",
@@ -341,6 +373,25 @@ def _raise_transport(error: httpx.TransportError) -> NoReturn:
             f"core can't be reached: {error}", "check core.url, the name's resolution and the route"
         ) from None
     raise CoreUnavailable("the connection to core was lost", "it is tried again") from None
+
+
+def _tls_error(error: ssl.SSLError) -> CoreUnavailable:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _certificate_error(error)
+    reason = error.reason or "no reason given"
+    if reason == _CERTIFICATE_WANTED:
+        return CoreUnavailable(
+            "core wants a client certificate", "set core.client_cert_file and core.client_key_file"
+        )
+    if reason in _CERTIFICATE_REFUSED:
+        return CoreUnavailable(
+            f"core does not accept this gateway's client certificate: {reason}",
+            "has core.client_cert_file expired, or does core not know its CA?",
+        )
+    return CoreUnavailable(
+        f"the TLS connection to core failed: {reason}",
+        "check that core.url speaks TLS there, and whether core wants a client certificate",
+    )
 
 
 def _certificate_error(error: ssl.SSLCertVerificationError) -> CoreUnavailable:

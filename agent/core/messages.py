@@ -46,6 +46,15 @@ from agent.model import (
 
 ID_SIZE: Final = 128
 REVISION_LIMIT: Final = 2**63 - 1
+PEERS_LIMIT: Final = 1 << 20
+"""WireGuard takes no more peers on an interface."""
+UNREADABLE_LIMIT: Final = 10_000
+"""Entries without a readable key beyond which the list is no list of peers."""
+ADDRESSES_LIMIT: Final = 256
+"""An interface has a few; each costs the kernel and the step that sets it time."""
+_LARGE: Final = 1_000_000
+_SPARSE: Final = 8
+"""A list of peers has a value in 20 bytes; JSON denser than one in 8 takes 50 times its size in memory."""
 _EPOCH: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _POSITION: Final = re.compile(r"([A-Za-z0-9_-]{1,64}):(0|[1-9][0-9]{0,18})", re.ASCII)
 _HINT: Final = "core does not keep to the API; see docs/core-api.openapi.yaml"
@@ -90,6 +99,8 @@ def _refuse(place: str, problem: str) -> NoReturn:
 
 
 def _load(body: bytes) -> Any:
+    if len(body) > _LARGE and sum(map(body.count, (b",", b"[", b"{"))) > len(body) // _SPARSE:
+        _refuse("it", "has too many values for its size")
     # The parser's own error holds the text, PSKs included: it is dropped, not chained.
     try:
         return json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
@@ -154,6 +165,8 @@ def _interface(value: object) -> InterfaceSettings:
     addresses = members.get("addresses")
     if addresses is not None and not isinstance(addresses, list):
         _refuse("interface.addresses", "is not a list")
+    if addresses is not None and len(addresses) > ADDRESSES_LIMIT:
+        _refuse("interface.addresses", f"has more than {ADDRESSES_LIMIT} entries")
     parsed = None
     try:
         if addresses is not None:
@@ -296,6 +309,8 @@ def decode_snapshot(body: bytes, requested_at: float) -> Snapshot:
             "peer_count",
             "is missing" if count is None else "is not the number of peers: the list is cut",
         )
+    if count > PEERS_LIMIT:
+        _refuse("peers", f"has more than {PEERS_LIMIT} entries")
     location = _location(members.get("location"))
     interface = _interface(members.get("interface"))
     session_policy = _session_policy(members.get("session_policy"))
@@ -307,6 +322,8 @@ def decode_snapshot(body: bytes, requested_at: float) -> Snapshot:
             peers.append(peer)
         else:
             unreadable.append(peer)
+            if len(unreadable) > UNREADABLE_LIMIT:
+                _refuse("peers", f"has more than {UNREADABLE_LIMIT} entries without a public key")
     return Snapshot(
         epoch,
         revision,

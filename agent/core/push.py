@@ -31,6 +31,10 @@ SECRET_BYTES: Final = 24
 DISCARDED: Final = 8 * 1024 * 1024
 """Bytes over the limit that are still read, and dropped: a client that is cut off while it sends
 sees a reset connection instead of the 413."""
+COMPLAIN_EVERY: Final = 10.0
+"""Seconds between two lines of the log about pushes that are not core's: anybody can send those."""
+AT_ONCE: Final = 512
+"""Changes handed over at once: between them others have their turn, deadlines first."""
 _FORM: Final = "whsec_"
 _HEADERS: Final = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
@@ -86,6 +90,8 @@ class _Changes:
         self._location = location
         self._max_body = max_body
         self._body_timeout = body_timeout
+        self._complained_at = -COMPLAIN_EVERY
+        self._refused = 0
 
     async def serve(self, request: Request) -> Response:
         """Answer one push once its changes are in the kernel."""
@@ -103,7 +109,7 @@ class _Changes:
             return _error(413, f"the body has more than {self._max_body} bytes")
         received_at = clock.monotonic()
         if (problem := self._verify(body, request)) is not None:
-            log.warning("a push was refused", error=problem)
+            self._complain(problem, received_at)
             return _error(401, problem)
         self._inbox.heard()
         try:
@@ -136,6 +142,12 @@ class _Changes:
             return "the signature is not accepted: it can't be read"
         return None
 
+    def _complain(self, problem: str, now: float) -> None:
+        self._refused += 1
+        if now - self._complained_at >= COMPLAIN_EVERY:
+            log.warning("a push was refused", error=problem, refused=self._refused)
+            self._complained_at, self._refused = now, 0
+
     async def _apply(self, push: Push, received_at: float) -> Response:
         held = self._location()
         if held is None:
@@ -143,14 +155,18 @@ class _Changes:
         if push.location != held:
             self._inbox.pull_wanted.set()
             return _conflict(self._inbox.position)
-        # The request may be cancelled; the change goes its way all the same.
-        future = self._inbox.submit(push.changes, received_at)
-        future.add_done_callback(_seen)
-        try:
-            outcome = await asyncio.shield(future)
-        except AgentError as error:
-            log.warning("a pushed change is not in force yet", error=str(error))
-            return _error(503, error.message)
+        outcome = Outcome(Verdict.NO_STATE, None)
+        for start in range(0, len(push.changes), AT_ONCE):
+            # The request may be cancelled; the change goes its way all the same.
+            future = self._inbox.submit(push.changes[start : start + AT_ONCE], received_at)
+            future.add_done_callback(_seen)
+            try:
+                outcome = await asyncio.shield(future)
+            except AgentError as error:
+                log.warning("a pushed change is not in force yet", error=str(error))
+                return _error(503, error.message)
+            if outcome.verdict in {Verdict.NO_STATE, Verdict.PULL}:
+                break
         position = outcome.position
         if outcome.verdict is Verdict.NO_STATE or position is None:
             return _no_state()

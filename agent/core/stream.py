@@ -2,8 +2,8 @@
 
 Source: the HTML standard, section 9.2.6 «Interpreting an event stream». Two differences. An event
 without an id has none, instead of the previous event's: with that it would pass for an event that
-is already held, and an unreadable change must not be skipped. And an event that names a type is
-given out even without data, for the same reason.
+is already held, and an unreadable change must not be skipped. And an event is given out even without
+data, whatever its lines say (but for a lone ``retry``), for the same reason.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class EventParser:
         self._type = b""
         self._id = b""
         self._data: list[bytes] = []
+        self._says_something = False
         self._size = 0
 
     def feed(self, chunk: bytes) -> list[ServerEvent | Heartbeat]:
@@ -86,6 +87,7 @@ class EventParser:
         self._size += len(line)
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
+        self._says_something |= field != b"retry"
         match field:
             case b"event":
                 self._type = value
@@ -97,7 +99,7 @@ class EventParser:
 
     def _dispatch(self) -> ServerEvent | None:
         event = None
-        if self._type or self._data:
+        if self._says_something:
             event = ServerEvent(
                 self._type.decode("utf-8", "replace"),
                 self._id.decode("utf-8", "replace"),

@@ -30,8 +30,8 @@ from agent.ports import Inbox, Outcome
 NO_STREAM: Final = frozenset({404, 405, 501})
 POLLS_PER_STREAM_ATTEMPT: Final = 10
 """A proxy's passing 404 must not make a poller of the agent for good."""
-IN_FLIGHT: Final = 4096
-"""Messages handed over and not in the kernel yet; beyond, the stream is left unread (TCP waits)."""
+IN_FLIGHT: Final = 1024
+"""Changes handed over and not in the kernel yet; beyond, the stream is left unread (TCP waits)."""
 PULL_SPACING: Final = 0.25
 
 log = structlog.get_logger()
@@ -60,7 +60,8 @@ class CoreSync:
         self._pulling = asyncio.Lock()
         self._pulled = asyncio.Event()
         self._found = asyncio.Event()
-        self._in_flight: set[asyncio.Future[Outcome]] = set()
+        self._in_flight: dict[asyncio.Future[Outcome], int] = {}
+        """With the number of changes in each."""
         self._failure: str | None = None
 
     async def run(self) -> NoReturn:
@@ -151,7 +152,7 @@ class CoreSync:
                 parser = EventParser()
                 async for chunk in chunks:
                     self._take(parser, chunk, backoff)
-                    while len(self._in_flight) >= IN_FLIGHT:
+                    while sum(self._in_flight.values()) >= IN_FLIGHT:
                         await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
         except CoreRejected as error:
             if error.status not in NO_STREAM:
@@ -174,20 +175,23 @@ class CoreSync:
             try:
                 event = decode_event(item.type, item.id, item.data)
             except InvalidMessage as error:
-                self._distrust(error)
+                # One pull makes good for all of them, and one line says it.
+                if not self._inbox.pull_wanted.is_set():
+                    self._distrust(error)
                 continue
             if isinstance(event, Resync):
-                log.info("core asks for a pull of the state")
+                if not self._inbox.pull_wanted.is_set():
+                    log.info("core asks for a pull of the state")
                 self._inbox.pull_wanted.set()
             else:
                 changes.append(event)
         if changes:
             future = self._inbox.submit(changes, received_at)
-            self._in_flight.add(future)
+            self._in_flight[future] = len(changes)
             future.add_done_callback(self._settled)
 
     def _settled(self, future: asyncio.Future[Outcome]) -> None:
-        self._in_flight.discard(future)
+        self._in_flight.pop(future, None)
         if not future.cancelled() and (error := future.exception()) is not None:
             log.warning("a change is not in force yet", error=str(error))
 

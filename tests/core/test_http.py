@@ -5,10 +5,12 @@ import datetime as dt
 import email.utils
 import gzip
 import json
+import socket
 import ssl
+import threading
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +373,58 @@ def test_a_certificate_that_is_not_accepted_names_the_reason(tmp_path: Path) -> 
     ]:
         with pytest.raises(CoreUnavailable) as raised:
             _pull_over_tls(_serve_tls(certificate), TlsFiles(trusted))
+        assert says in str(raised.value)
+
+
+@contextmanager
+def _strict_core(context: ssl.SSLContext, version: ssl.TLSVersion) -> Iterator[str]:
+    """A server that wants a client certificate and says so by an alert, which asyncio's never sends."""
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = version
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        connection.settimeout(10)
+        with connection:
+            tls = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            with tls, suppress(OSError):
+                try:
+                    tls.do_handshake()
+                finally:
+                    # With something unread, closing would be a reset, which overtakes the alert.
+                    socket.socket.shutdown(tls, socket.SHUT_WR)
+                    while socket.socket.recv(tls, 4096):
+                        pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"https://localhost:{listener.getsockname()[1]}/"
+        thread.join(10)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_core_that_refuses_the_client_certificate_is_unavailable_and_the_reason_is_named(
+    tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    ca, foreign = trustme.CA(), trustme.CA()
+    ca_file = _pem(tmp_path / "ca.pem", ca.cert_pem)
+    other = foreign.issue_cert("gateway.example.com")
+    shown = TlsFiles(
+        ca_file,
+        _pem(tmp_path / "other.pem", *other.cert_chain_pems),
+        _pem(tmp_path / "other.key", other.private_key_pem),
+    )
+
+    async def ask(url: str, files: TlsFiles) -> None:
+        async with client(url, tls=files) as asking:
+            await asking.get_state()
+
+    for files, says in ((shown, "does not accept"), (TlsFiles(ca_file), "wants a client certificate")):
+        context = _serve_tls(ca.issue_cert("localhost"))
+        ca.configure_trust(context)
+        with _strict_core(context, version) as url, pytest.raises(CoreUnavailable) as raised:
+            run(ask(url, files))
         assert says in str(raised.value)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.keeper import ROUNDS
 from agent.model import AddPeer, Now, PeerRemoved, PublicKey, RemovePeer, SessionGranted
@@ -324,6 +325,54 @@ def test_a_step_of_the_wall_clock_is_no_absence_of_core(world: World) -> None:
         assert agent.ends() == {}
 
     with_agent(world, scenario, core_lost_grace=60.0, limits=Limits(max_lifetime=5 * YEAR))
+
+
+def test_a_clock_that_differs_from_cores_is_told_of_whenever_the_difference_changes(world: World) -> None:
+    """Not at each pull: by how much it is ahead, and that it no longer is."""
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        for ahead, level in (
+            (0.0, None),
+            (4.9, None),
+            (5.1, "warning"),
+            (8.0, None),
+            (HOUR, "warning"),
+            (HOUR, None),
+            (-DAY, "warning"),
+            (1.0, "info"),
+            (0.0, None),
+        ):
+            skew = world.clock().wall - core_time()
+            world.clock.step(ahead - skew)
+            with capture_logs() as logged:
+                await agent.give(core.same([]))
+            told = [line for line in logged if "clock" in line["event"]]
+            assert [line["log_level"] for line in told] == ([level] if level else []), ahead
+            assert all(line["seconds_ahead"] == ahead for line in told)
+            assert agent.metric("wg_agent_clock_skew_seconds") == pytest.approx(ahead)
+
+    def core_time() -> float:
+        return NOW.wall + world.clock().boot - NOW.boot
+
+    with_agent(world, scenario)
+
+
+def test_the_log_tells_of_changes_once_they_are_in_the_kernel(world: World) -> None:
+    """A thousand revocations do not wait for a thousand lines."""
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+        with capture_logs() as logged:
+            there: list[int] = []
+            world.host.apply_takes = lambda _: there.append(len(logged))
+            await agent.give([core.change(revoked(n, f"s{n}")) for n in (1, 2)])
+            # The answer comes before the lines.
+            await agent.tick()
+        said = [line["event"] for line in logged]
+        assert said.count("session revoked") == 2
+        assert "session revoked" not in said[: there[0]]
+
+    with_agent(world, scenario)
 
 
 def test_the_lag_of_an_expiry_is_measured_once(world: World) -> None:

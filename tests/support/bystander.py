@@ -17,7 +17,7 @@ class Reads(NamedTuple):
     """A tenth of a second of reads; ``at`` is monotonic, the rest in seconds."""
 
     at: float
-    count: int
+    reads: int
     longest: float
     overslept: float
 
@@ -58,8 +58,8 @@ class Bystander:
     def _follow(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            at, count, longest, overslept = line.split()
-            self._reads.append(Reads(float(at), int(count), float(longest), float(overslept)))
+            at, reads, longest, overslept = line.split()
+            self._reads.append(Reads(float(at), int(reads), float(longest), float(overslept)))
 
     def between(self, start: float, end: float) -> Reads:
         """All reads between two monotonic moments, in one; what spans them is in it too."""
@@ -73,7 +73,7 @@ class Bystander:
         some = some[: next(n for n, reads in enumerate(some, 1) if reads.at >= end)]
         return Reads(
             end,
-            sum(reads.count for reads in some),
+            sum(reads.reads for reads in some),
             max(reads.longest for reads in some),
             max(reads.overslept for reads in some),
         )

@@ -236,7 +236,7 @@ class _Passage:
         if not self._in_body:
             before = len(self._head)
             self._note(data)
-            if not self._in_body:
+            if _HEAD_ENDS not in self._head:
                 return data
             body = self._head.index(_HEAD_ENDS) + len(_HEAD_ENDS) - before
         spoilt = bytearray(data[body:])

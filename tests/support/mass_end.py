@@ -1,68 +1,86 @@
 """Many sessions that end at once, seen by a client, by another interface's reader, and from outside."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent.control import ControlClient
+from agent.encoding import format_key
 from agent.sandbox.core import Core
+from agent.sandbox.sessions import Session
 from tests.contract.inside import inside
 from tests.support.bystander import Bystander, Onlooker
 from tests.support.ledger import Seen
-from tests.support.scenarios import EMULATED, connect, monotonic_of, ping
+from tests.support.scenarios import EMULATED, SLACK, connect, monotonic_of, ping
 from tests.support.site import Client, Site, until
 
-BOUND = 2.0
+CUT = 2.0
 """Seconds from the moment that all are to end until the last one is cut."""
 LOCK = 0.1
 """Seconds that a read of another interface may have to wait meanwhile."""
-PATIENCE = 20 if EMULATED else 1
+PATIENCE = 20.0 if EMULATED else 5.0
+KEPT_CHANGES = 100
+"""Core keeps so few that more of them at once are one pull of its list."""
 
 
 @dataclass(frozen=True, slots=True)
 class MassEnd:
-    """What was seen of one; all in seconds from the moment that it was due."""
+    """What was seen of one; times in seconds after the moment that they were all to end."""
 
     count: int
     last_reply: float
     cut: float
     removed: float
-    backlog: float
+    backlog: int
     lost: int
-    longest_read: float | None = None
-    overslept: float = 0.0
-
-    def note(self) -> str:
-        """The figures in words."""
-        said = (
-            f"{self.count} ends: all cut after {self.cut:.2f} s, all removed after {self.removed:.1f} s"
-            f", at most {self.backlog:.0f} waiting to be removed"
-        )
-        if self.longest_read is not None:
-            said += f", longest read of another interface {self.longest_read * 1000:.0f} ms"
-        return said
+    longest_read: float | None
+    overslept: float | None
 
     def check(self, seen: Seen) -> None:
         """Report it, and hold it to the bounds."""
-        seen(tried=self.count, overrun=self.last_reply, lost=self.lost, note=self.note())
-        print(self)
-        assert self.last_reply < BOUND
-        assert self.cut < BOUND
+        note = (
+            f"{self.count} sessions: all cut {self.cut:.2f} s after, all removed {self.removed:.1f} s after, "
+            f"up to {self.backlog} waiting for that"
+        )
+        if self.longest_read is not None:
+            note += f", longest read of another interface {self.longest_read * 1000:.0f} ms"
+        seen(tried=self.count, overrun=self.last_reply, lost=self.lost, note=note)
+        assert self.last_reply < SLACK
+        assert self.cut < CUT
         assert self.lost == 0
         if self.longest_read is not None:
+            assert self.longest_read < LOCK, f"the machine itself overslept by {self.overslept} s"
+            # Where removing is nothing, as with wireguard-go, it may be over before anybody looks.
             assert self.backlog > 0
-            assert self.longest_read < LOCK
 
 
 class Crowd:
-    """A site with many strangers and a client among them; ``staying`` is to lose nothing."""
+    """A site with many strangers, and three clients among them."""
 
-    def __init__(self, site: Site, strangers: int) -> None:
-        self.site = site
-        self.count = strangers + 1
-        site.add_strangers(strangers)
+    def __init__(self, folder: Path, strangers: int) -> None:
+        self.site = Site(
+            folder,
+            stats_interval=10,
+            forked=True,
+            agent="[metrics]\nper_peer = false\n"
+            "[sessions]\nagent_lease = 30\nidle_timeout = 7200\nconnect_timeout = 7200",
+            core={"changelog": KEPT_CHANGES},
+            location={"idle_timeout": 7200, "connect_timeout": 7200, "max_lifetime": 86_400},
+        )
+        self._strangers = strangers
+
+    def begin(self) -> None:
+        """Start the agent, and give the clients their tunnels."""
+        site = self.site
+        wanted = [
+            {"location": "hq", "name": f"stranger-{i}", "public_key": format_key(os.urandom(32))}
+            for i in range(self._strangers)
+        ]
+        site.core.call(site.core.admin.add_devices(wanted), timeout=600)
         self.ending, self.staying, self.router = site.add_clients(3)
         site.core.call(site.core.admin.change_device(self.router.device.id, mfa_exempt=True))
         site.start_agent(timeout=300)
@@ -70,83 +88,75 @@ class Crowd:
             site.attach(client)
         site.connect(self.router)
 
-    def gather(self) -> None:
-        """Everybody has a session, and the kernel all of them."""
+    def gather(self, strangers: int) -> None:
+        """So many strangers, and two of the clients, have sessions; the kernel has them all."""
         site = self.site
 
         def grant(core: Core) -> None:
             location, now = core.directory.location("hq"), core.clock()
+            devices = [d for d in core.directory.devices("hq") if d.name.startswith("stranger-")]
             with core.store.transaction():
-                live = {session.public_key for session in core.sessions.all(live=True)}
-                for device in core.directory.devices("hq"):
-                    if device.name.startswith("stranger-") and device.public_key not in live:
-                        core.sessions.grant(device, location, "totp", now)
+                for device in devices[:strangers]:
+                    core.sessions.grant(device, location, "totp", now)
 
         site.core.do(grant)
+        live = {session.id for session in self._live()}
         for client in (self.ending, self.staying):
-            if client.sessions and site.core.do(
-                lambda c, s=client.sessions[-1]: c.sessions.get(s).ended_at is None
-            ):
-                continue
-            connect(site, client)
-        until(lambda: len(site.shown()) == self.count + 2, 60 * PATIENCE, "everybody on the interface")
+            if not live.intersection(client.sessions):
+                connect(site, client)
+        until(lambda: self._peers() == strangers + 3, 6 * PATIENCE, "everybody on the interface")
 
-    def leaving(self) -> list[str]:
-        """The ids of all sessions but the one that stays."""
-        live = self.site.core.do(lambda core: core.sessions.all(live=True))
-        return [session.id for session in live if session.public_key != self.staying.public_key]
+    def _live(self) -> list[Session]:
+        return self.site.core.do(lambda core: core.sessions.all(live=True))
+
+    def _peers(self) -> int:
+        return self.site.gateway.run("wg", "show", self.site.interface, "peers").stdout.count("\n")
+
+    def _leaving(self) -> list[str]:
+        return [session.id for session in self._live() if session.public_key != self.staying.public_key]
 
     # Ways to end them; each returns the monotonic moment at which they are to be over.
 
-    def expire(self, lead: float) -> float:
-        """All sessions are renewed, to end together in ``lead`` seconds."""
-        ids = self.leaving()
+    def expire(self) -> float:
+        """All sessions but one are renewed, to end in the same second."""
+        ids, lead = self._leaving(), 2 * PATIENCE
 
         def renew(core: Core) -> float:
             now = core.clock()
             with core.store.transaction():
-                for session_id in ids:
-                    renewed = core.sessions.renew(session_id, lead, now, ceiling=86_400)
-            return renewed.session.expires_at
+                ends = [core.sessions.renew(i, lead, now, ceiling=86_400).session.expires_at for i in ids]
+            [end] = set(ends)
+            return end
 
         moment = monotonic_of(self.site.core.do(renew))
-        revision = self.revision()
-        until(lambda: self.applied() >= revision, lead, "the renewals in force")
+        revision = self.site.core.do(lambda core: core.directory.location("hq").revision)
+        until(lambda: metric(self.site, "wg_agent_applied_revision") >= revision, lead, "the renewals")
         assert time.monotonic() < moment - 1
         time.sleep(moment - time.monotonic())
         return moment
 
     def revoke(self) -> float:
-        """Core revokes all but one."""
-        ids = self.leaving()
+        """Core revokes all sessions but one."""
+        ids = self._leaving()
 
-        def end(core: Core) -> None:
+        def end(core: Core) -> float:
             now = core.clock()
             with core.store.transaction():
                 for session_id in ids:
                     core.sessions.end(session_id, "revoked", now)
+            return time.monotonic()
 
-        self.site.core.do(end)
-        return time.monotonic()
+        return self.site.core.do(end)
 
     def end_all(self) -> float:
         """``wg-agent end --all``."""
         moment = time.monotonic()
-        socket = self.site.folder / "run" / f"{self.site.interface}.sock"
-        ControlClient(socket).end(None)
+        ControlClient(self.site.folder / "run" / f"{self.site.interface}.sock").end(None)
         return moment
-
-    def revision(self) -> int:
-        """Core's."""
-        return self.site.core.do(lambda core: core.directory.location("hq").revision)
-
-    def applied(self) -> float:
-        """The revision that the agent has in the kernel."""
-        return metric(self.site, "wg_agent_applied_revision")
 
     def end(self, act: Callable[[], float], *, kept: Client, left: int, kernel: bool) -> MassEnd:
         """Let them end by ``act``; ``left`` peers are to stay, ``kept`` among them."""
-        site = self.site
+        site, count = self.site, len(self._leaving())
         with ExitStack() as stack:
             bystander = stack.enter_context(Bystander(site.gateway)) if kernel else None
             onlooker = stack.enter_context(Onlooker(site.gateway, site.interface))
@@ -154,32 +164,31 @@ class Crowd:
             cut.wait_reply(PATIENCE)
             others.wait_reply(PATIENCE)
             moment = act()
-            backlog = 0.0
-            end = time.monotonic() + 300
+            backlog, patience = 0.0, moment + 60 + 0.1 * count
             while (removed := onlooker.first(lambda look: look.peers == left, moment)) is None:
-                assert time.monotonic() < end
+                assert time.monotonic() < patience, "they are not all removed"
                 backlog = max(backlog, metric(site, "wg_agent_reap_backlog"))
                 time.sleep(0.1)
-            look = onlooker.first(lambda look: look.admitted == left, moment)
-            assert look is not None
-            until(lambda: metric(site, "wg_agent_reap_backlog") == 0, 30, "an empty backlog")
+            until(lambda: metric(site, "wg_agent_reap_backlog") == 0, 10, "an empty backlog")
             last_reply = cut.wait_silence(1.0)
             others.wait_reply(PATIENCE)
             reads = None if bystander is None else bystander.between(moment, removed.at)
+            gone = onlooker.first(lambda look: look.admitted == left, moment)
+        assert gone is not None
         return MassEnd(
-            count=self.count,
+            count=count,
             last_reply=last_reply - moment,
-            cut=look.at - moment,
+            cut=gone.at - moment,
             removed=removed.at - moment,
-            backlog=backlog,
+            backlog=int(backlog),
             lost=others.lost,
             longest_read=None if reads is None else reads.longest,
-            overslept=0.0 if reads is None else reads.overslept,
+            overslept=None if reads is None else reads.overslept,
         )
 
 
 def metric(site: Site, name: str) -> float:
-    """One of the agent's own series, without starting a program for it."""
+    """One of the agent's own series, without a program for it."""
 
     async def scrape() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", 9586)

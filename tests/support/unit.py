@@ -9,13 +9,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from agent.control import ControlClient
-from tests.support.netns import Namespace
-from tests.support.site import Site, until
+from agent.sandbox.sessions import Session
+from tests.support.netns import Namespace, Pinger
+from tests.support.scenarios import SLACK, monotonic_of
+from tests.support.site import Client, Site
 
 INTERFACE = "wg0"
 UNIT = f"wg-agent@{INTERFACE}.service"
@@ -28,6 +32,8 @@ STATE = Path("/var/lib/wg-agent") / INTERFACE
 RUNTIME = Path("/run/wg-agent") / INTERFACE
 START = 180.0
 """The unit's TimeoutStartSec, in seconds."""
+LIFETIME = 15.0
+"""Seconds of a session that is to end: enough to begin it, and less than an emulated restart."""
 
 _LAUNCHER = """#!{python} -I
 import sys
@@ -83,29 +89,33 @@ class Unit:
         """``systemctl VERB UNIT``."""
         return sh("systemctl", verb, UNIT, check=check)
 
-    def show(self, name: str) -> str:
-        """One of the unit's properties."""
-        return sh("systemctl", "show", "--value", "-p", name, UNIT).stdout.strip()
+    def show(self, *names: str) -> dict[str, str]:
+        """Return some of the unit's properties, or all."""
+        chosen = ["-p", ",".join(names)] if names else []
+        lines = sh("systemctl", "show", *chosen, UNIT).stdout.splitlines()
+        return dict(line.split("=", 1) for line in lines)
 
     @property
     def pid(self) -> int:
         """The agent's process, 0 if there is none."""
-        return int(self.show("MainPID"))
+        return int(self.show("MainPID")["MainPID"])
 
     def restarts(self) -> int:
-        """How often systemd has started it again by itself."""
-        return int(self.show("NRestarts"))
+        """Return how often systemd has started it again by itself since it was last started."""
+        return int(self.show("NRestarts")["NRestarts"])
 
     def wait_ready(self, since: int, timeout: float = START) -> None:
         """Wait until it is active with another process than ``since``."""
-
-        def ready() -> bool:
-            return self.show("ActiveState") == "active" and self.pid not in {0, since}
-
-        until(ready, timeout, "the unit's return")
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            now = self.show("ActiveState", "MainPID")
+            if now["ActiveState"] == "active" and int(now["MainPID"]) not in {0, since}:
+                return
+            time.sleep(1)  # systemctl takes an emulated processor from the agent that it asks about
+        raise TimeoutError(f"the unit did not come back in {timeout} s:\n{self.journal()[-3000:]}")
 
     def journal(self) -> str:
-        """All that the journal has of the unit: the agent's lines, and systemd's about it."""
+        """Return all that the journal has of the unit: the agent's lines, and systemd's about it."""
         sh("journalctl", "--sync")
         return sh("journalctl", "-u", UNIT, "-o", "cat", "--no-pager").stdout
 
@@ -117,6 +127,8 @@ class UnitSite(Site):
         super().__init__(folder, **members)
         self.interface = INTERFACE
         self.unit = Unit()
+        self.psks: list[str] = []
+        """Every PSK that was granted, in base64."""
         self.config = ETC / f"{INTERFACE}.toml"
         self.token = ETC / f"{INTERFACE}.token"
         # Not one of the network's: what runs in this one is everything.
@@ -142,20 +154,73 @@ class UnitSite(Site):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        print(self.unit.journal()[-12000:])
+        if error is not None:
+            print(self.unit.journal()[-6000:])
         self.unit.ctl("stop", check=False)
         super().__exit__(kind, error, trace)
 
+    def configuration(self, more: str = "") -> str:
+        """Return the configuration, with ``more`` TOML."""
+        return f'[core]\nurl = "{self.core.service.gateway_url}"\n[stats]\ninterval = 5\n{more}'
+
     def configure(self, more: str = "") -> None:
         """Write the configuration."""
-        url = self.core.service.gateway_url
-        self.config.write_text(f'[core]\nurl = "{url}"\n[stats]\ninterval = 5\n{more}')
+        self.config.write_text(self.configuration(more))
+
+    def grant(self, client: Client, lifetime: float = 0) -> tuple[Session, str]:
+        """As ``Site``; the PSK is remembered."""
+        session, psk = super().grant(client, lifetime)
+        self.psks.append(psk)
+        return session, psk
 
     def status(self) -> dict[str, Any]:
         """``wg-agent status --json``, without the program."""
         return ControlClient(RUNTIME / f"{INTERFACE}.sock").status()
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """The agent's log lines of one event."""
+        """Return the agent's log lines of one event."""
         lines = (json.loads(line) for line in self.unit.journal().splitlines() if line.startswith("{"))
         return [line for line in lines if line.get("event") == event]
+
+    def guarded(self) -> str:
+        """Return the kernel's whole ruleset."""
+        return self.gateway.run("nft", "list", "ruleset").stdout
+
+
+@dataclass
+class Gateway:
+    """A site with its unit running; ``staying`` has a session for good, ``ending`` one now and then."""
+
+    site: UnitSite
+    staying: Client
+    ending: Client
+    started: float
+    """Seconds that ``systemctl start`` took."""
+
+    def begin(self, cut: Pinger) -> float:
+        """Give ``ending`` a session and wait for replies; the monotonic moment at which it ends."""
+        session, psk = self.site.grant(self.ending, LIFETIME)
+        self.site.connect(self.ending, psk)
+        cut.wait_reply(LIFETIME)
+        return monotonic_of(session.expires_at)
+
+    def adopted(self) -> None:
+        """The session that stays is the one it was, and was not granted anew."""
+        [session] = self.staying.sessions
+        [peer] = [p for p in self.site.status()["peers"] if p["public_key"] == self.staying.public_key]
+        assert (peer["state"], peer["session_id"]) == ("up", session)
+        granted = [line["session"] for line in self.site.logged("session granted")]
+        assert granted.count(session) == 1
+
+    def ended(self) -> list[str]:
+        """Core's reasons for the end of the last session of ``ending``."""
+        ends = self.site.core.call(self.site.core.admin.session_ends())
+        return [end["reason"] for end in ends if end["session_id"] == self.ending.sessions[-1]]
+
+
+def overrun(cut: Pinger, deadline: float) -> float:
+    """Wait for the deadline and the silence after it; the seconds from the one to the last reply."""
+    time.sleep(max(0.0, deadline - time.monotonic()))
+    late = cut.wait_silence(1.0, 3 * SLACK) - deadline
+    assert -SLACK < late < SLACK
+    return late
