@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Final, NamedTuple, TypeVar
 
 from agent import ruleset
@@ -31,6 +32,8 @@ _BATCH: Final = 10_000
 """Peers in one transaction."""
 _LARGE: Final = 1 << 16
 """Commands of so many bytes take ten times as long while the kernel has to tell us of each element."""
+_CLOSING: Final = 2.0
+"""Seconds that a call under way may take when the guard is let go of."""
 _HOPELESS: Final = 100
 """Refusals one by one, without a single success, after which the rest need not be tried."""
 
@@ -52,7 +55,7 @@ class Firewall:
         self._interface = interface
         self._nft = nft
         # Its thread starts in the namespace of the first caller, and the sockets are opened in it.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="nftables")
+        self._worker = ThreadPoolExecutor(1, "nftables", initializer=_take_no_signals)
         self._sets: frozenset[ruleset.PrefixSet] | None = None
         self._leased = True
         self._watch: Watch | None = None
@@ -120,8 +123,9 @@ class Firewall:
     def close(self) -> None:
         """Let go of nftables; the table stays."""
         if isinstance(self._nft, (Library, Program)):
-            self._worker.submit(self._nft.close)
-        self._worker.shutdown()
+            # A call that the kernel does not answer must not keep the agent from stopping.
+            wait({self._worker.submit(self._nft.close)}, _CLOSING)
+        self._worker.shutdown(wait=False)
         if self._watch is not None:
             self._watch.close()
 
@@ -370,6 +374,15 @@ class Firewall:
                 self._run([f"add table {table}", *commands], dry_run=True)
                 continue
             yield Lack(f"the kernel has no {what}", hint)
+
+
+def _take_no_signals() -> None:
+    """Leave signals to the other threads.
+
+    One that interrupts libnftables while it waits for the kernel makes it report a failure, though the
+    transaction may be in force.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def _no_access(error: NftError) -> Lack:

@@ -1,5 +1,7 @@
 import asyncio
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -212,5 +214,52 @@ def test_nothing_is_left_open() -> None:
             await asyncio.gather(listener, return_exceptions=True)
             guard.close()
         assert descriptors() == before
+
+    judge(check)
+
+
+def test_signals_do_not_interrupt_what_is_asked_of_the_kernel() -> None:
+    async def check(stand: Stand) -> None:
+        guard = Firewall(stand.name)
+        await guard.raise_({}, LONG)
+        thread = await guard._do(threading.get_ident)
+        over = threading.Event()
+
+        def storm() -> None:
+            while not over.wait(0.0003):
+                signal.pthread_kill(thread, signal.SIGUSR1)
+
+        sender = threading.Thread(target=storm)
+        sender.start()
+        try:
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                await guard.renew_lease(LONG)
+                assert await guard.read() is not None
+        finally:
+            over.set()
+            sender.join()
+            guard.close()
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        judge(check)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_kernel_that_does_not_answer_does_not_keep_the_guard_from_being_let_go_of() -> None:
+    answered = threading.Event()
+
+    async def check(stand: Stand) -> None:
+        guard = Firewall(stand.name)
+        await guard.raise_({}, LONG)
+        hanging = asyncio.ensure_future(guard._do(lambda: answered.wait(30)))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        guard.close()
+        assert time.monotonic() - began < 5
+        answered.set()
+        await hanging
 
     judge(check)
