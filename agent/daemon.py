@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import ssl
@@ -160,7 +161,9 @@ class _Daemon:
                 sock.close()
             self._config.control_socket.unlink(missing_ok=True)
             self._notifier.stopping()
-            await self._client.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STOP):
+                    await self._client.close()
             await self._reconciler.stop()
             self._notifier.close()
             _log.info("stopped, tunnels stay up")
