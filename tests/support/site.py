@@ -233,6 +233,10 @@ format = "json"
         try:
             return process.wait(30)
         except subprocess.TimeoutExpired:
+            if self.zygote is not None:
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(2)
+                print(self.log.read_text()[-12000:])
             process.kill()
             process.wait()
             raise

@@ -11,6 +11,9 @@ which is true to a suspend for nftables' timers.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import faulthandler
 import json
 import mmap
 import os
@@ -151,6 +154,15 @@ def _wait_for_children(*_: object) -> None:
         _say(ended=pid, status=os.waitstatus_to_exitcode(status))
 
 
+def _say_where(*_: object) -> None:
+    """SIGUSR1: what every thread and every task of the agent is at, in its log."""
+    faulthandler.dump_traceback(all_threads=True)
+    with contextlib.suppress(RuntimeError):  # no loop runs
+        for task in asyncio.all_tasks():
+            task.print_stack(limit=6)
+    sys.stderr.flush()
+
+
 def _serve(clocks: Clocks) -> None:
     from agent import clock
     from agent.model import Now
@@ -175,6 +187,7 @@ def _serve(clocks: Clocks) -> None:
             _say(forked=pid)
             continue
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, _say_where)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(log, 1)
