@@ -27,9 +27,6 @@ hypothesis.settings.register_profile("here", deadline=None)
 if not CI:
     hypothesis.settings.load_profile("here")
 
-# What these take has not been brought down to the length of `make test` yet.
-collect_ignore = [] if FULL else ["kernel/test_systemd_unit.py", "reliability/test_mass_end.py"]
-
 _run_key = pytest.StashKey[remote.RemoteRun]()
 _floors_key = pytest.StashKey[str]()
 _ledger = Ledger()
