@@ -66,7 +66,10 @@ def pytest_runtest_logreport(report: TestReport) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not FULL:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full_size")])
+        items[:] = [item for item in items if not item.get_closest_marker("full_size")]
     groups: dict[bool, list[pytest.Item]] = {False: [], True: []}
     here: list[pytest.Item] = []
     for item in items:
@@ -91,7 +94,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
     count = sum(_run_key in item.stash for item in items)
-    return [f"{count} of them run in the lab (tests/lab), reported after the others"] if count else []
+    return [f"{count} of them run in the lab (tests/lab), after the others"] if count else []
 
 
 def _not_here(item: pytest.Item) -> str | None:
@@ -157,11 +160,7 @@ def _fail_skip(report: TestReport | CollectReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Boot the lab beside the tests that run here; judge the coverage of floors 0 and 1 in the end."""
-    first = next((item for item in session.items if _run_key in item.stash), None)
-    # At full size figures are taken, and then nothing runs beside them.
-    if first is not None and not FULL and not session.config.option.collectonly:
-        first.stash[_run_key].start(session.config)
+    """Under ``coverage run``, hold floors 0 and 1 to their share of branches."""
     try:
         result = yield
     finally:

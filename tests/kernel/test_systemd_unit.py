@@ -106,6 +106,7 @@ def on_a_slow_disk(file: Path) -> Iterator[None]:
         file.write_text(before)
 
 
+@pytest.mark.full_size
 @pytest.mark.reliability(
     "the unit's process killed (SIGKILL)",
     "systemd starts it again, tunnels lose nothing; a session whose deadline passes meanwhile is cut on time",
@@ -134,6 +135,7 @@ def test_a_killed_unit_is_back_by_itself_and_nobody_notices(gateway: Gateway, se
     seen(tried=ROUNDS, overrun=max(late), lost=kept.lost, note=f"back after at most {max(took):.0f} s")
 
 
+@pytest.mark.full_size
 @pytest.mark.reliability(
     "the unit's process stopped (SIGSTOP)",
     f"the watchdog ({WATCHDOG} s) has systemd kill it and start it again, tunnels lose nothing",
@@ -187,6 +189,7 @@ def test_a_reload_says_what_changed_and_nobody_notices(gateway: Gateway, seen: S
     seen(lost=kept.lost)
 
 
+@pytest.mark.full_size
 @pytest.mark.reliability(
     "the unit stopped, and started with a configuration that can't be used",
     "it fails with 2, says why and stays failed; tunnels lose nothing, deadlines are kept by the kernel",

@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class RemoteRun:
-    """The host's side: one boot that runs these items in their order; started by the first at the latest."""
+    """The host's side: one boot that runs these items in their order; started by the first."""
 
     def __init__(self, items: list[pytest.Item], *, systemd: bool) -> None:
         self._items = items
@@ -66,17 +66,13 @@ class RemoteRun:
         if item is self._items[-1]:
             self.close()
 
-    def start(self, config: pytest.Config) -> None:
-        """Boot the guest now, so that it gets on with its tests while others run here."""
-        if self._guest is None and self._fault is None:
-            self._start(config)
-
     def close(self) -> None:
         """Power the guest off; nothing happens a second time."""
         self._stack.close()
 
     def _of(self, item: pytest.Item) -> Iterator[TestReport]:
-        self.start(item.config)
+        if self._guest is None and self._fault is None:
+            self._start(item.config)
         while self._fault is None:
             data = next(self._reports)
             if data is None:

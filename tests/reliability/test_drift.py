@@ -134,11 +134,12 @@ DRIFT = (
 
 def as_it_is(stage: Stage) -> tuple[object, ...]:
     """All that the agent has made: interface, peers, addresses, table; without what counts by itself."""
-    gateway, site = stage.site.gateway, stage.site
-    shown = {
-        key: (row["preshared_key"], sorted(row["allowed_ips"].split(",")))
-        for key, row in site.shown().items()
-    }
+    gateway = stage.site.gateway
+    try:
+        rows = stage.site.shown()
+    except RuntimeError:  # there is no interface, or nobody behind it yet
+        return ()
+    shown = {key: (row["preshared_key"], sorted(row["allowed_ips"].split(","))) for key, row in rows.items()}
     link = gateway.run("ip", "-o", "link", "show", stage.name, check=False).stdout.split()
     port = gateway.run("wg", "show", stage.name, "listen-port", check=False).stdout
     addresses = gateway.run("ip", "-o", "address", "show", stage.name, check=False).stdout.split()

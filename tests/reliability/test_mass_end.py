@@ -21,8 +21,7 @@ where = pytest.mark.parametrize(
     "kernel",
     [
         pytest.param(False, marks=(pytest.mark.netns, pytest.mark.userspace), id="wireguard-go"),
-        # Under emulation each takes a minute: the shorter pass has the slow kernel alone.
-        *([pytest.param(True, marks=pytest.mark.kernel, id="kernel")] if FULL else []),
+        pytest.param(True, marks=(pytest.mark.kernel, pytest.mark.full_size), id="kernel"),
     ],
 )
 
@@ -66,6 +65,7 @@ def slow_removals() -> Iterator[None]:
 
 @pytest.mark.lab
 @pytest.mark.kernel
+@pytest.mark.full_size
 @pytest.mark.usefixtures("slow_removals")
 @pytest.mark.reliability("the same on a kernel where removing one peer takes 35 ms (`rcu_normal=1`)", HOLDS)
 def test_on_a_kernel_that_removes_slowly_the_same_holds(crowd: Crowd, seen: Seen) -> None:

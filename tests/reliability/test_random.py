@@ -61,4 +61,4 @@ def test_it_holds_whatever_happens_on_wireguard_go(tmp_path: Path, seen: Seen) -
 @pytest.mark.timeout(9000)
 @pytest.mark.reliability(FAULT, HOLDS)
 def test_it_holds_whatever_happens_on_the_kernel(tmp_path: Path, seen: Seen) -> None:
-    run(tmp_path, 300 if FULL else 5, seen)
+    run(tmp_path, 300 if FULL else 3, seen)

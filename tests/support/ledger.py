@@ -97,7 +97,7 @@ class Ledger:
             "# Reliability",
             "",
             "Written by `make reliability`: each line is a fault that was really provoked, what had to hold",
-            "nevertheless, how often it was tried, and what was seen. `make test` runs the same tests with",
+            "nevertheless, how often it was tried, and what was seen. `make test` runs most of them with",
             "fewer rounds.",
             "",
             f"- wg-agent {version}, on {'; '.join(kernels) or 'no kernel: nothing was measured'}",

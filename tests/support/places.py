@@ -2,10 +2,8 @@
 
 import pytest
 
-from tests.support.ledger import FULL
-
 _HERE = pytest.param("wireguard-go", marks=(pytest.mark.netns, pytest.mark.userspace))
-_KERNEL = pytest.param("kernel", marks=(pytest.mark.kernel, pytest.mark.timeout(600)))
+_KERNEL = pytest.param("kernel", marks=(pytest.mark.kernel, pytest.mark.full_size, pytest.mark.timeout(600)))
 
-here_and_at_full_size_on_the_kernel = pytest.mark.parametrize("where", [_HERE, _KERNEL] if FULL else [_HERE])
+here_and_at_full_size_on_the_kernel = pytest.mark.parametrize("where", [_HERE, _KERNEL])
 """The test runs here always, and on the kernel as well in ``make reliability``; its argument is ``where``."""
