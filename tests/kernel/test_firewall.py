@@ -29,7 +29,7 @@ SAME_EVERYWHERE = {
 }
 
 
-def _at_its_size(check: Behaviour) -> object:
+def _at_its_size(check: Behaviour) -> Any:
     marks = (pytest.mark.full_size,) if check.__name__ in SAME_EVERYWHERE else ()
     return pytest.param(check, marks=marks, id=check.__name__)
 
@@ -38,7 +38,7 @@ def _at_its_size(check: Behaviour) -> object:
     "the guard's table changed, flushed, full, on a link that is made anew",
     "sessions end at their time with nobody's help, others lose no packet, what is not ours stays",
 )
-@pytest.mark.parametrize("check", map(_at_its_size, BEHAVIOURS))
+@pytest.mark.parametrize("check", [_at_its_size(check) for check in BEHAVIOURS])
 def test_the_guard(check: Behaviour) -> None:
     with Network() as net:
         stand = Stand(net)
