@@ -14,7 +14,7 @@ from agent.plan import Drift
 
 _log = structlog.get_logger("agent.audit")
 _ONE_BY_ONE: Final = 50
-"""Session ends of one moment that get a line each; a mass end is summed up."""
+"""Session ends, or differences, of one moment that get a line each; more are summed up."""
 
 
 def changed(change: Change) -> None:
@@ -45,7 +45,10 @@ def ended(ends: Sequence[SessionEnd]) -> None:
         _log.info("more sessions ended", by_reason=Counter(e.reason.value for e in ends[_ONE_BY_ONE:]))
 
 
-def drifted(drift: Drift) -> None:
-    """Somebody else changed the interface."""
-    peer = None if drift.public_key is None else format_key(drift.public_key)
-    _log.warning("drift", kind=drift.kind.value, peer=peer, detail=drift.detail)
+def drifted(drift: Sequence[Drift]) -> None:
+    """Somebody else changed the interface, its peers or their guard."""
+    for one in drift[:_ONE_BY_ONE]:
+        peer = None if one.public_key is None else format_key(one.public_key)
+        _log.warning("drift", kind=one.kind.value, peer=peer, detail=one.detail)
+    if len(drift) > _ONE_BY_ONE:
+        _log.warning("more drift", by_kind=Counter(one.kind.value for one in drift[_ONE_BY_ONE:]))

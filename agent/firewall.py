@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Final, NamedTuple, TypeVar
 
-from agent import ruleset
+from agent import clock, ruleset
 from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
@@ -29,7 +29,15 @@ from agent.nftwatch import Watch
 T = TypeVar("T")
 
 _BATCH: Final = 10_000
-"""Peers in one transaction."""
+"""Peers in one transaction at most."""
+_FIRST: Final = 1_000
+"""Peers in the first one, before it is known how fast this host is."""
+_LEAST: Final = 50
+"""Peers in one at least, however slow the host."""
+_PUNCTUAL: Final = 0.25
+"""Seconds that one transaction is to take: a session's element is written so much too late at most."""
+_LATE: Final = 0.5
+"""Seconds after which what was written is written again, in smaller parts."""
 _LARGE: Final = 1 << 16
 """Commands of so many bytes take ten times as long while the kernel has to tell us of each element."""
 _CLOSING: Final = 2.0
@@ -58,6 +66,7 @@ class Firewall:
         self._worker = ThreadPoolExecutor(1, "nftables", initializer=_take_no_signals)
         self._sets: frozenset[ruleset.PrefixSet] | None = None
         self._leased = True
+        self._batch = _FIRST
         self._watch: Watch | None = None
 
     async def read(self) -> GuardContents | None:
@@ -72,8 +81,10 @@ class Firewall:
         A table that is missing is made with them in it, in one transaction. One that is there keeps
         its elements; only what is missing or foreign in its chains and rules is put right, such as
         the hook on a link that was made again. ``lease`` as for ``renew_lease``. The link must exist.
+        Sessions' lives are taken as of the call, whenever their elements are written.
         """
-        return await self._do(lambda: self._raise(dict(admissions), lease))
+        asked = clock.monotonic()
+        return await self._do(lambda: self._raise(dict(admissions), lease, asked))
 
     async def lower(self) -> bool:
         """Remove the table; return whether it was there."""
@@ -83,9 +94,11 @@ class Firewall:
         """Write these peers' elements, new or not; return who could not be admitted, and why.
 
         A peer that needs a session is barred without one from here on, whoever else's wider prefix
-        its own lie in, until it is dismissed. One bad peer does not hold back the others.
+        its own lie in, until it is dismissed. One bad peer does not hold back the others. Sessions'
+        lives are taken as of the call, whenever their elements are written.
         """
-        return await self._do(lambda: self._admit(dict(admissions)))
+        asked = clock.monotonic()
+        return await self._do(lambda: self._admit(dict(admissions), asked))
 
     async def dismiss(self, prefixes: Iterable[Prefix]) -> None:
         """Remove these prefixes' elements, whether they are there or not.
@@ -173,12 +186,14 @@ class Firewall:
         return listing
 
     def _read(self) -> GuardContents | None:
+        began = clock.monotonic()
         listing = self._list(terse=False)
         if listing is None:
             self._sets = None
             return None
         self._remember(listing)
-        return listing.contents(self._interface)
+        contents = listing.contents(self._interface)
+        return contents.read_over(clock.monotonic() - began)
 
     def _remember(self, listing: Listing) -> frozenset[ruleset.PrefixSet]:
         self._sets = sets = frozenset(listing.sets)
@@ -208,12 +223,14 @@ class Firewall:
             "the agent raises it again",
         )
 
-    def _raise(self, admissions: dict[PublicKey, Admission], lease: float | None) -> dict[PublicKey, str]:
+    def _raise(
+        self, admissions: dict[PublicKey, Admission], lease: float | None, asked: float
+    ) -> dict[PublicKey, str]:
         leased = bool(lease)
         renewal = ruleset.renew(self._interface, lease) if lease else []
         listing = self._list(terse=True)
         if listing is None or listing.broken_sets:
-            return self._make(admissions, renewal, leased=leased, replace=listing is not None)
+            return self._make(admissions, asked, renewal, leased=leased, replace=listing is not None)
         self._remember(listing)
         if listing.faults(self._interface, leased=leased):
             sets = ruleset.ALWAYS | listing.sets.keys()
@@ -222,11 +239,12 @@ class Firewall:
         else:
             self._run(renewal)
         self._leased = leased
-        return self._admit(admissions)
+        return self._admit(admissions, asked)
 
     def _make(
         self,
         admissions: dict[PublicKey, Admission],
+        asked: float,
         renewal: list[str],
         *,
         leased: bool,
@@ -237,7 +255,9 @@ class Firewall:
         name = ruleset.table(self._interface)
         start = [f"delete table {name}"] if replace else []
         start += [*ruleset.create(self._interface, ruleset.ALWAYS, leased=leased), *renewal]
-        elements, sets = ruleset.admit(self._interface, first.values(), ruleset.ALWAYS)
+        began = clock.monotonic()
+        aged = _aged(first.values(), began - asked)
+        elements, sets = ruleset.admit(self._interface, aged, ruleset.ALWAYS)
         try:
             self._run([*start, *elements])
         except NftError:
@@ -245,8 +265,11 @@ class Firewall:
             self._run(start)
             first, sets = {}, ruleset.ALWAYS
         self._sets, self._leased = sets, leased
+        if clock.monotonic() - began > _LATE:
+            # They are in, and too long: nobody was to be without an element in the meantime.
+            first = {}
         rest = {key: admission for key, admission in usable.items() if key not in first}
-        return refused | self._admit(rest)
+        return refused | self._admit(rest, asked)
 
     def _lower(self) -> bool:
         listing = self._list(terse=True)
@@ -257,20 +280,31 @@ class Firewall:
         self._run([f"add table {name}", f"delete table {name}"])
         return True
 
-    def _admit(self, admissions: dict[PublicKey, Admission]) -> dict[PublicKey, str]:
+    def _admit(self, admissions: dict[PublicKey, Admission], asked: float) -> dict[PublicKey, str]:
         refused, usable = _sort_out(admissions)
         items = list(usable.items())
-        for start in range(0, len(items), _BATCH):
-            refused |= self._try(items[start : start + _BATCH])
+        done = 0
+        while done < len(items):
+            some = items[done : done + self._batch]
+            began = clock.monotonic()
+            failed = self._try(some, asked)
+            took = clock.monotonic() - began
+            if len(some) == self._batch or took > _LATE:
+                self._batch = min(max(int(len(some) * _PUNCTUAL / took), len(some) // 4, _LEAST), _BATCH)
+            if took > _LATE and len(some) > self._batch and not failed:
+                continue
+            refused |= failed
+            done += len(some)
         return refused
 
-    def _try(self, admissions: list[tuple[PublicKey, Admission]]) -> dict[PublicKey, str]:
+    def _try(self, admissions: list[tuple[PublicKey, Admission]], asked: float) -> dict[PublicKey, str]:
         """Admit them in one transaction, or in as few as it takes to leave out the bad ones."""
         refused: dict[PublicKey, str] = {}
         waiting, succeeded = [admissions], False
         while waiting:
             some = waiting.pop()
-            commands, sets = ruleset.admit(self._interface, (a for _, a in some), self._known())
+            aged = _aged((a for _, a in some), clock.monotonic() - asked)
+            commands, sets = ruleset.admit(self._interface, aged, self._known())
             try:
                 self._run(commands)
             except NftError as error:
@@ -396,6 +430,12 @@ def _no_access(error: NftError) -> Lack:
         f"the kernel does not answer for nftables ({error.message})",
         "the kernel needs CONFIG_NF_TABLES (modprobe nf_tables)",
     )
+
+
+def _aged(admissions: Iterable[Admission], seconds: float) -> Iterable[Admission]:
+    """The same, so many seconds later."""
+    for prefixes, remaining in admissions:
+        yield Admission(prefixes, None if remaining is None else remaining - seconds)
 
 
 def _sort_out(

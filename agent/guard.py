@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from agent.model import Prefix, PublicKey
@@ -40,6 +40,7 @@ class GuardContents:
     a session admits, even inside an exempt peer's wider prefix. ``lease`` is the lease's remaining
     seconds, None without one; ``lease_demanded`` whether the chains look at it. ``faults`` say in words
     what of the table itself (sets, chains, rules, the hook on the link) is missing or not ours.
+    ``spread``: a remaining time may be so many seconds more than is said here, since reading took them.
     """
 
     elements: dict[Prefix, float | None]
@@ -47,6 +48,16 @@ class GuardContents:
     lease: float | None = None
     lease_demanded: bool = True
     faults: tuple[str, ...] = ()
+    spread: float = 0.0
+
+    def read_over(self, seconds: float) -> GuardContents:
+        """Return the contents as of now, where the kernel was asked ``seconds`` ago, or since then."""
+        elements = {
+            prefix: None if left is None else max(0.0, left - seconds)
+            for prefix, left in self.elements.items()
+        }
+        lease = None if self.lease is None else max(0.0, self.lease - seconds)
+        return replace(self, elements=elements, lease=lease, spread=seconds)
 
     def remaining(self, prefixes: Iterable[Prefix]) -> float:
         """Return for how many seconds the kernel will let all of these through as a session; 0 if not.
@@ -93,9 +104,9 @@ def compare(
 ) -> Repair:
     """Return what turns ``contents`` (None: there is no table) into ``wanted``.
 
-    ``remaining`` of both is judged as of the same moment, give or take ``TOLERANCE``. A session that
-    is over before that need not have an element any more; an element that outlives its session has
-    drifted, however it came to that.
+    ``remaining`` of both is judged as of the same moment, give or take ``TOLERANCE`` and the spread. A
+    session that is over before that need not have an element any more; an element that outlives its
+    session has drifted, however it came to that.
     """
     if contents is None:
         return Repair(True, (), wanted, (GuardDrift(None, "the nftables table is gone"),))
@@ -132,7 +143,7 @@ def _difference(prefix: Prefix, wanted: float | None, contents: GuardContents) -
         return "of a live session is not let through" if wanted > TOLERANCE else None
     if held > wanted + TOLERANCE:
         return f"is let through for {held - wanted:.0f} s longer than its session lives"
-    if held < wanted - TOLERANCE:
+    if held + contents.spread < wanted - TOLERANCE:
         return f"is let through for {wanted - held:.0f} s less than its session lives"
     return None if prefix in contents.barred else "of a session is not barred without one"
 

@@ -109,8 +109,7 @@ class Keeper:
         now = self._clock()
         drift, again = self.writer.mirror.observe(device)
         of_the_device = [] if self._settings is None else list(self._device_drift(device))
-        for difference in of_the_device if self._behind else (*drift, *of_the_device):
-            self._note_drift(difference)
+        self._note_drift(*(of_the_device if self._behind else (*drift, *of_the_device)))
         self._behind = False
         if of_the_device:
             # Perhaps another interface of this name, which is down.
@@ -126,8 +125,8 @@ class Keeper:
     async def _look_at_link(self) -> None:
         if self._settings is None:
             return
-        for difference in (drift := await self._link.drift()):
-            self._note_drift(difference)
+        drift = await self._link.drift()
+        self._note_drift(*drift)
         if drift:
             self._settings, self._up = None, False
 
@@ -344,11 +343,11 @@ class Keeper:
     def _note_guard_drift(self) -> None:
         if self._warden is not None:
             found, self._warden.drift = self._warden.drift, []
-            for drift in found:
-                self._note_drift(Drift(DriftKind.GUARD, drift.public_key, drift.detail))
+            self._note_drift(*(Drift(DriftKind.GUARD, drift.public_key, drift.detail) for drift in found))
 
-    def _note_drift(self, drift: Drift) -> None:
-        self._metrics.drift.labels(drift.kind.value).inc()
+    def _note_drift(self, *drift: Drift) -> None:
+        for one in drift:
+            self._metrics.drift.labels(one.kind.value).inc()
         audit.drifted(drift)
 
 

@@ -26,6 +26,16 @@ def test_what_is_as_wanted_needs_no_repair() -> None:
     assert (repair.rebuild, repair.dismiss, dict(repair.admit), repair.drift) == (False, (), {}, ())
 
 
+def test_what_took_long_to_read_is_judged_with_as_much_patience() -> None:
+    wanted = {ALICE: Admission((A,), 60.0), BOB: Admission((WIDE,), None)}
+    read = held({A: 64.0, WIDE: None}, A, lease=9.0).read_over(10.0)
+    assert (read.elements, read.lease, read.spread) == ({A: 54.0, WIDE: None}, 0.0, 10.0)
+    assert compare(wanted, read, lease_demanded=True).drift == ()
+    for left, said in ((60 + TOLERANCE + 10.1, "longer"), (60 - TOLERANCE - 0.1, "less")):
+        drift = compare(wanted, held({A: left, WIDE: None}, A).read_over(10.0), lease_demanded=True).drift
+        assert [said in detail for _, detail in drift] == [True]
+
+
 def test_a_missing_table_is_raised_with_everybody() -> None:
     wanted = {ALICE: Admission((A,), 60.0)}
     repair = compare(wanted, None, lease_demanded=True)

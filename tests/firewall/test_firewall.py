@@ -1,4 +1,5 @@
 import asyncio
+import re
 import signal
 import sys
 import threading
@@ -96,6 +97,66 @@ def test_the_table_is_made_with_more_peers_than_one_transaction_takes(
         assert contents.elements == {}
 
     judge(check)
+
+
+class Slow(nft.Program):
+    """Real nft on a host that takes 2 ms for each element, to write it and to list it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest = 0.0
+
+    def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+        began = time.monotonic()
+        time.sleep(0.002 * commands.count(" timeout "))
+        printed = super().run(commands, terse=terse, dry_run=dry_run)
+        time.sleep(0.002 * printed.count(" expires "))
+        if "element" in commands:
+            self.longest = max(self.longest, time.monotonic() - began)
+        return printed
+
+
+def test_on_a_slow_host_elements_end_no_later_than_their_sessions() -> None:
+    many = {PublicKey(i.to_bytes(32)): session(LONG, f"10.32.{i >> 8}.{i & 255}") for i in range(1200)}
+
+    async def check(stand: Stand) -> None:
+        guard = stand.firewall(slow := Slow())
+
+        async def stands(since: float, *, late: float) -> None:
+            """By nft's own listing, which takes no time to speak of."""
+            listed = await stand.ours()
+            left = since + LONG - time.monotonic()
+            held = [seconds(lasts) for lasts in re.findall(r"10\.32\S+ timeout \S+ expires (\w+)", listed)]
+            assert len(held) == len(many)
+            assert max(held) < left + late
+
+        # All in one transaction, since nobody is to be without an element meanwhile, and then on time.
+        began = time.monotonic()
+        assert await guard.raise_(many, LONG) == {}
+        assert slow.longest > 2
+        await stands(began, late=1)
+        slow.longest = 0.0
+        began = time.monotonic()
+        assert await guard.admit(many) == {}
+        assert 0.1 < slow.longest < 1
+        await stands(began, late=1)
+
+        # The agent's own look takes as long, and takes nothing of it for somebody else's doing.
+        contents = await guard.read()
+        left = began + LONG - time.monotonic()
+        wanted = {key: admission._replace(remaining=left) for key, admission in many.items()}
+        assert contents is not None
+        assert contents.spread > 2
+        assert compare(wanted, contents, lease_demanded=True).drift == ()
+        assert max(filter(None, contents.elements.values())) < left + 0.5
+
+    judge(check)
+
+
+def seconds(text: str) -> float:
+    """Of a time as nft prints it, such as 9m58s340ms."""
+    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)(ms|[dhms])", text))
 
 
 def test_a_prefix_that_is_none_is_refused_and_never_reaches_nft() -> None:
