@@ -1,15 +1,25 @@
 """The kernel's own guard, with the agent stopped, hung or killed (rules 11 to 13)."""
 
-import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.ledger import Seen
 from tests.support.netns import Pinger
 from tests.support.scenarios import connect, monotonic_of, ping
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
+from tests.support.stopped import (
+    KILLED,
+    LAPSED,
+    LEASE,
+    STOPPED,
+    exempt,
+    over_a_deadline_killed,
+    over_a_deadline_stopped,
+    over_the_lease,
+)
 
 pytestmark = [pytest.mark.netns, pytest.mark.userspace]
 
@@ -18,70 +28,31 @@ def table(site: Site) -> str:
     return site.gateway.run("nft", "list", "ruleset").stdout
 
 
-def exempt(site: Site, client: Client) -> None:
-    site.core.call(site.core.admin.change_device(client.device.id, mfa_exempt=True))
-
-
-def hang(site: Site) -> None:
-    assert site.process is not None
-    site.process.send_signal(signal.SIGSTOP)
-
-
-def go_on(site: Site) -> None:
-    assert site.process is not None
-    site.process.send_signal(signal.SIGCONT)
-
-
-@pytest.mark.parametrize("fate", ["hung", "killed"])
-def test_the_kernel_ends_a_session_at_its_deadline_without_the_agent(tmp_path: Path, fate: str) -> None:
+@STOPPED
+def test_the_kernel_ends_a_session_at_its_deadline_while_the_agent_is_stopped(
+    tmp_path: Path, seen: Seen
+) -> None:
     with Site(tmp_path) as site:
-        ending, lasting = site.add_clients(2)
         site.start_agent()
-        for client in (ending, lasting):
-            site.attach(client)
-        connect(site, lasting)
-        session, psk = site.grant(ending, lifetime=6)
-        site.connect(ending, psk)
-        deadline = monotonic_of(session.expires_at)
-        with ping(ending) as cut, ping(lasting) as kept:
-            cut.wait_reply()
-            kept.wait_reply()
-            if fate == "hung":
-                hang(site)
-            else:
-                site.kill_agent()
-            time.sleep(deadline - time.monotonic())
-            last_reply = cut.wait_silence(1.0)
-            kept.wait_reply()
-        assert deadline - 1.0 < last_reply < deadline + 0.1
-        assert kept.lost == 0
-        # Nobody has removed the peer: it is the table that stops its packets.
-        assert ending.public_key in site.shown()
-        if fate == "hung":
-            go_on(site)
-            until(lambda: ending.public_key not in site.shown(), what="the peer's removal")
+        over_a_deadline_stopped(site, seen)
 
 
-def test_a_dead_agent_lapses_for_sessions_only_and_is_forgiven_when_it_is_back(tmp_path: Path) -> None:
-    with Site(tmp_path, agent="[sessions]\nagent_lease = 30") as site:
-        person, router = site.add_clients(2)
-        exempt(site, router)
+@KILLED
+def test_the_kernel_ends_a_session_at_its_deadline_after_the_agent_was_killed(
+    tmp_path: Path, seen: Seen
+) -> None:
+    with Site(tmp_path) as site:
         site.start_agent()
-        for client in (person, router):
-            site.attach(client)
-        connect(site, person)
-        site.connect(router)
-        with ping(person, 0.05) as lapsing, ping(router, 0.05) as staying:
-            lapsing.wait_reply()
-            staying.wait_reply()
-            stopped_at = time.monotonic()
-            hang(site)
-            last_reply = lapsing.wait_silence(2.0, 40)
-            assert 28 < last_reply - stopped_at < 30.5
-            staying.wait_reply()
-            go_on(site)
-            lapsing.wait_reply()
-        assert staying.lost == 0
+        over_a_deadline_killed(site, seen)
+
+
+@LAPSED
+def test_a_dead_agent_lapses_for_sessions_only_and_is_forgiven_when_it_is_back(
+    tmp_path: Path, seen: Seen
+) -> None:
+    with Site(tmp_path, agent=f"[sessions]\nagent_lease = {LEASE:.0f}") as site:
+        site.start_agent()
+        over_the_lease(site, seen)
 
 
 def test_the_table_is_there_only_while_something_needs_it(tmp_path: Path) -> None:
