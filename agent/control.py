@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -22,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from agent import clock
 from agent.encoding import format_key, parse_public_key
 from agent.errors import AgentError, ConfigError, cannot_start
 from agent.folders import private_folder
@@ -29,7 +31,9 @@ from agent.model import PublicKey
 from agent.ports import Operator
 
 _MAX_BODY: Final = 16 << 20  # 100,000 keys are 5 MB
+_BACKLOG: Final = 1024
 _PATH_SIZE: Final = 107  # bytes; unix(7), sun_path less its closing zero
+_KNOCK_AGAIN: Final = 0.05  # seconds
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -60,7 +64,7 @@ def bind_control(path: Path) -> socket.socket:
             sock.bind(os.fspath(path))
         finally:
             os.umask(before)
-        sock.listen(16)
+        sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         raise cannot_start(
@@ -163,7 +167,17 @@ class _UnixConnection(HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(os.fspath(self._path))
+        until = clock.monotonic() + (self.timeout or 0.0)
+        while True:
+            try:
+                self.sock.connect(os.fspath(self._path))
+            except BlockingIOError:
+                # More are waiting than the queue holds; a unix socket does not wait for that by itself.
+                if clock.monotonic() > until:
+                    raise TimeoutError from None
+                time.sleep(_KNOCK_AGAIN)
+            else:
+                return
 
 
 def _guarded(

@@ -60,6 +60,25 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run" / "wg0.sock"
 
 
+def test_a_client_waits_where_the_queue_is_full_and_says_so_if_it_stays_full(path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as full, contextlib.ExitStack() as stack:
+        full.bind(os.fspath(path))
+        full.listen(0)
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(os.fspath(path))
+        with pytest.raises(AgentError, match="does not answer"):
+            ControlClient(path, timeout=0.2).status()
+
+        def serve_late() -> None:
+            with full.accept()[0], full.accept()[0] as client:
+                client.recv(4096)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        threading.Timer(0.3, serve_late).start()
+        assert ControlClient(path, timeout=10).status() == {}
+
+
 def test_status_is_the_daemons_document(path: Path) -> None:
     assert asked(path, ControlClient(path).status) == {"interface": "wg0", "peers": []}
 

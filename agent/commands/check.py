@@ -15,6 +15,7 @@ from agent.commands.findings import Finding, Mark, fault, ok, skipped
 from agent.commands.output import console, print_json, say
 from agent.config import Config
 from agent.errors import ConfigError, ConfigUnreadable, DeviceError
+from agent.hardening import forbid_core_dumps
 from agent.keys import Secrets
 from agent.model import Snapshot
 
@@ -29,6 +30,7 @@ _SIGNS: Final = {
 
 def execute(arguments: argparse.Namespace) -> int:
     """Ask all questions and print the answers; 1 if there is a fault."""
+    forbid_core_dumps()  # it reads the secrets, and core's state with its keys
     choice = choose(arguments)
     findings, config = _configuration(choice)
     if config is not None:

@@ -10,3 +10,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("WG_AGENT_") or name.endswith("_DIRECTORY"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def tests_may_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command does to its process would here be done to that of all tests."""
+    monkeypatch.setattr("agent.commands.check.forbid_core_dumps", lambda: None)

@@ -16,6 +16,11 @@ from tests.support.builders import NOW, grant, key, peer, psk
 
 HOUR, DAY, YEAR = 3600.0, 86_400.0, 365 * 86_400.0
 
+pytestmark = pytest.mark.reliability(
+    "the wall clock stepped by an hour, a day, a year, both ways; suspend; core away; long plans (injected)",
+    "no step lengthens a session, and no deadline or revocation waits for other work",
+)
+
 
 @pytest.mark.parametrize("step", [-HOUR, -DAY, -YEAR])
 def test_a_wall_clock_set_back_lengthens_no_session(world: World, step: float) -> None:

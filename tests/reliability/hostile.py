@@ -63,6 +63,11 @@ class Attack:
     def over(self) -> bool:
         return self._process.poll() is not None
 
+    def wait_arrived(self) -> None:
+        """Wait until all who hold connections have been at the door."""
+        assert self._process.stdout is not None
+        assert json.loads(self._process.stdout.readline()) == "arrived"
+
     def report(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         told: dict[str, Any] = json.loads(self._process.stdout.read())
@@ -238,8 +243,17 @@ class Hostile:
 
     async def hold(self, count: int, seconds: float) -> dict[str, Any]:
         """Hold connections; tell how many were opened and how long one stayed open at most."""
-        end = time.monotonic() + ARRIVAL + seconds
+        end = float("inf")
+        here: set[int] = set()
         habits = (self._silent, self._trickled_head, self._trickled_body, self._half)
+
+        def arrived(number: int) -> None:
+            nonlocal end
+            self._tally["opened"] += 1
+            here.add(number)
+            if len(here) == count and end == float("inf"):
+                end = time.monotonic() + seconds
+                print(json.dumps("arrived"), flush=True)
 
         async def holder(number: int) -> None:
             habit = habits[number % len(habits)]
@@ -247,12 +261,13 @@ class Hostile:
             while time.monotonic() < end:
                 began = time.monotonic()
                 try:
-                    self._tally["opened"] += 1
                     reader, writer = await self._connect(tls=habit != self._silent)
                 except OSError:
+                    arrived(number)
                     self._longest = max(self._longest, time.monotonic() - began)
                     await asyncio.sleep(COMEBACK)
                     continue
+                arrived(number)
                 saying = asyncio.create_task(habit(writer))
                 with contextlib.suppress(OSError):
                     while await reader.read(4096):
@@ -264,7 +279,7 @@ class Hostile:
 
         holders = [asyncio.create_task(holder(number)) for number in range(count)]
         # A holder ends once its last connection was closed by the other side.
-        _, late = await asyncio.wait(holders, timeout=seconds + 30)
+        _, late = await asyncio.wait(holders, timeout=seconds + 60)
         return {"opened": self._tally["opened"], "longest": self._longest, "never_closed": len(late)}
 
     async def _silent(self, writer: asyncio.StreamWriter) -> None:

@@ -103,7 +103,7 @@ class LyingCore:
                     await writer.drain()
             return bool(self._streams)
 
-        until(lambda: self.call(write()), 10, "a change stream")
+        until(lambda: self.call(write()), 30, "a change stream")
 
     def cut(self) -> None:
         """Close the change stream."""

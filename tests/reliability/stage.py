@@ -174,6 +174,22 @@ class Stage:
         status = status or self.site.status()
         return f"{status['epoch']}:{status['revision']}"
 
+    @contextmanager
+    def lying(self, path: str, handler: Handler) -> Iterator[None]:
+        """Have the agent ask for state or stream, answered by this handler; then the truth."""
+        self.core.on(path, handler)
+        try:
+            if path == "state":
+                self.resync()
+            else:
+                self.core.cut()
+            yield
+        finally:
+            self.core.on("changes", self.core.stream)
+            if path == "changes":
+                self.core.cut()
+            self.tell(40)
+
     def core_lost_by(self) -> str:
         """Why core counts as lost, as the status says it; empty while it does not."""
         status = self.site.status()

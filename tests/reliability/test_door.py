@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from tests.reliability.door import HTTP, PUSH, Door, attacking, open_door
-from tests.reliability.hostile import ARRIVAL
 from tests.reliability.pushing import PATH, Answer, Courier, push_secret, signed
 from tests.reliability.tls_front import Pair, client_context
 from tests.support.ledger import FULL, Seen
@@ -31,6 +30,7 @@ CUT_OFF = 5.0 + 10.0 + 1.5
 SLOW = 500
 HELD_FOR = 60.0 if FULL else 0.5
 THROWN = 10_000 if FULL else 500
+WARM_UP = 1_000 if FULL else 100
 GROWTH = 16 << 20
 ASKED = 50 if FULL else 20
 """Requests of which a median is taken."""
@@ -110,7 +110,8 @@ def test_slow_and_silent_connections_keep_nobody_out(door: Door, seen: Seen) -> 
     most = 0
     with ping(door.staying) as pings, attacking(door, "hold", counts, HELD_FOR) as attacks:
         pings.wait_reply()
-        time.sleep(ARRIVAL + 0.5)
+        for attack in attacks:
+            attack.wait_arrived()
         while not all(attack.over for attack in attacks):
             waits["push"].append(door.renew().seconds)
             waits["scrape"].append(door.scrape().seconds)
@@ -146,8 +147,8 @@ def median(ask: Callable[[], Answer]) -> float:
     "memory and latency stay where they were; a live session loses no ping, another ends on time",
 )
 def test_garbage_leaves_memory_latency_and_sessions_as_they_were(door: Door, seen: Seen) -> None:
-    # The first requests of a process load and compile this and that.
-    with attacking(door, "throw", shares(door, 60)) as attacks:
+    # The first of them make the process load this and that, and its heap as large as so many at once need.
+    with attacking(door, "throw", shares(door, WARM_UP)) as attacks:
         for attack in attacks:
             attack.report()
     memory, descriptors = door.memory(), door.descriptors()

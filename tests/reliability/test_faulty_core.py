@@ -56,10 +56,10 @@ CASES = [
     case("black hole", "nothing passes any more", Fault(reset=True), Fault(half_open=True)),
     case("truncate", "each answer is cut after 100 bytes", Fault(truncate=100)),
     case("corrupt", "bytes are flipped", Fault(corrupt=True)),
-    case("delay", "each chunk takes 0.3 s", Fault(delay=0.3), shows=False, hides=False),
     case("trickle", "answers come byte by byte, 5 ms apart", Fault(trickle=0.005), shows=False, hides=False),
 ]
 if FULL:
+    CASES.append(case("delay", "each chunk takes 0.3 s", Fault(delay=0.3), shows=False, hides=False))
     CASES.append(case("half open", "nothing passes, for over 40 s", Fault(half_open=True), held=SILENCE + 3))
 
 

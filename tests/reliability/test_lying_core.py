@@ -32,25 +32,22 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def test_an_answer_that_is_a_lie_is_refused_whole(stage: Stage, lie: Answer, seen: Seen) -> None:
     with stage.nobody_notices():
         invalid, held = stage.invalid, stage.position()
-        stage.core.on(lie.path, lie.handler(stage))
-        if lie.path == "state":
-            stage.resync()
-        else:
-            stage.core.cut()
-
-        if lie.path == "changes" and lie.invalid:
-            # Core is lost until the pull that follows at once: too short to be seen.
-            until(lambda: lie.says in stage.site.logged("core can't be followed")[-1]["error"], 15, lie.says)
-        else:
-            until(lambda: lie.says in stage.core_lost_by(), 15, lie.says)
-            assert stage.pages.metric("wg_agent_core_connected") == 0
-        assert (stage.invalid > invalid) is lie.invalid
-        assert stage.position() == held
-    if lie.path == "changes":
-        stage.core.on("changes", stage.core.stream)
-        stage.core.cut()
-    stage.tell()
+        with stage.lying(lie.path, lie.handler(stage)):
+            if lie.path == "changes" and lie.invalid:
+                # Core is lost until the pull that follows at once: too short to be seen.
+                until(lambda: lie.says in last_failure(stage), 15, lie.says)
+            else:
+                until(lambda: lie.says in stage.core_lost_by(), 15, lie.says)
+                assert stage.pages.metric("wg_agent_core_connected") == 0
+            assert (stage.invalid > invalid) is lie.invalid
+            assert stage.position() == held
     seen(lost=0)
+
+
+def last_failure(stage: Stage) -> str:
+    """What the log says of the last attempt to follow core that failed."""
+    lines = stage.site.logged("core can't be followed")
+    return str(lines[-1]["error"]) if lines else ""
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ def test_many_that_expire_together_are_cut_in_time_and_stop_nobody_else(
     crowd.end(crowd.expire, kept=crowd.staying, left=2, kernel=kernel).check(seen)
 
 
+@pytest.mark.full_size
 @pytest.mark.reliability("core revokes thousands of sessions at once", HOLDS)
 @where
 def test_many_that_are_revoked_together_are_cut_in_time_and_stop_nobody_else(
@@ -44,6 +45,7 @@ def test_many_that_are_revoked_together_are_cut_in_time_and_stop_nobody_else(
     crowd.end(crowd.revoke, kept=crowd.staying, left=2, kernel=kernel).check(seen)
 
 
+@pytest.mark.full_size
 @pytest.mark.reliability("the operator ends thousands of sessions by `wg-agent end --all`", HOLDS)
 @where
 def test_many_that_the_operator_ends_are_cut_in_time_and_stop_nobody_else(

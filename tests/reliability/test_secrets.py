@@ -4,6 +4,7 @@ import base64
 import os
 import resource
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -47,16 +48,21 @@ def core_limits(pid: int) -> list[str]:
     return next(line for line in lines if line.startswith("Max core file size")).split()[4:6]
 
 
-def killed(site: Site, number: signal.Signals) -> None:
-    """The agent dies of a signal that writes a core file, where one may be written; none is."""
-    assert site.process is not None
-    process, site.process = site.process, None
+def killed(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """It dies of a signal that writes a core file, where one may be written; none is."""
     assert core_limits(process.pid) == ["0", "0"]
     process.send_signal(number)
     ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert ended is not None
     assert (ended.si_code, ended.si_status) == (os.CLD_KILLED, number)
     process.wait(10)
+
+
+def taken(site: Site) -> "subprocess.Popen[bytes]":
+    """The agent's process, which is no longer the site's to end."""
+    assert isinstance(site.process, subprocess.Popen)
+    process, site.process = site.process, None
+    return process
 
 
 @contextmanager
@@ -121,10 +127,10 @@ def test_no_secret_is_let_out_in_a_whole_life(
                 site.start_agent()
         assert "\x1b" not in site.log.read_text()
         site.start_agent()
-        killed(site, signal.SIGABRT)
+        killed(taken(site), signal.SIGABRT)
         site.start_agent()
         life.process_shown()
-        killed(site, signal.SIGSEGV)
+        killed(taken(site), signal.SIGSEGV)
         life.search()
         planted = life.hunt.secrets[-1]
         (tmp_path / "state" / "planted").write_bytes(planted.raw[3:19])
@@ -240,6 +246,32 @@ def test_the_agents_memory_is_closed_to_its_own_users_other_processes(seen: Seen
             process.kill()
             process.wait(10)
     seen(tried=8)
+
+
+@pytest.mark.reliability(
+    "`wg-agent check`, which reads the secrets too, is ended by Ctrl-\\",
+    "no core file",
+)
+def test_a_check_that_is_cut_off_leaves_no_core_file(tmp_path: Path, seen: Seen) -> None:
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("a-token-of-core")
+    with socket.create_server(("127.0.0.1", 0)) as core:
+        core.settimeout(20)
+        config = tmp_path / "agent.toml"
+        config.write_text(f"""
+paths.state = "{tmp_path}/state"
+paths.runtime = "{tmp_path}/run"
+core.url = "http://127.0.0.1:{core.getsockname()[1]}/"
+core.token_file = "{token}"
+""")
+        with loose_surroundings():
+            check = subprocess.Popen((sys.executable, "-m", "agent", "check", "-c", str(config)))
+        # It has asked core, with its token, and waits.
+        with core.accept()[0] as asking:
+            assert b"a-token-of-core" in asking.recv(4096)
+            killed(check, signal.SIGQUIT)
+    seen()
 
 
 AS_NOBODY = f"""
