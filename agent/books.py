@@ -33,6 +33,9 @@ _T = TypeVar("_T")
 _CONTACT_EVERY: Final = 10.0
 """Seconds between two records of the last contact with core, when nothing else is written."""
 
+_FORGET_EVERY: Final = 3600.0
+"""Seconds between two times that dead ids are forgotten, where no pull is an occasion."""
+
 PATIENCE: Final = 2.0
 """Seconds that the disk may take for one call: deadlines do not wait for one that hangs."""
 _PER_ROW: Final = 0.001
@@ -54,6 +57,7 @@ class Books:
         self._hanging: asyncio.Future[Any] | None = None
         self._known: set[str] = set()
         self._contact_at = 0.0
+        self._forgot_at = 0.0
         self._loaded = False
         self._place: tuple[Location, InterfaceSettings, SessionPolicy] | None = None
         self._traffic_due: set[PublicKey] = set()
@@ -122,7 +126,8 @@ class Books:
             place = (state.location, state.interface, state.session_policy)
             if place != self._place:
                 entry.location = place
-        if pulled:
+        if pulled or now.boot - self._forgot_at >= _FORGET_EVERY:
+            self._forgot_at = now.boot
             entry.forgotten = state.forget_ended(now)
         entry.addresses = self._addresses_due
         if self.heard.boot is not None and (entry or now.boot - self._contact_at >= _CONTACT_EVERY):

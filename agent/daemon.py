@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import ssl
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -49,6 +52,9 @@ _GUARD_LOOKS: Final = 0.5
 """Seconds at least between two looks at the guard, however often it is changed."""
 _STOP: Final = 5.0
 """Seconds that a step under way may take when the agent is told to stop."""
+_END: Final = 25.0
+"""Seconds after which an agent that was told to stop ends, whatever does not answer: a disk, the kernel,
+a resolver in a thread that the interpreter would wait for. Before the unit's TimeoutStopSec."""
 
 
 def run(config: Config, path: Path, interface: str | None) -> int:
@@ -150,12 +156,12 @@ class _Daemon:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._told_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         listeners = self._listeners()
         try:
-            await self._reconciler.start()
-            await self._work(listeners)
+            if await self._start():
+                await self._work(listeners)
         finally:
             for _, sock, _ in listeners:
                 sock.close()
@@ -167,6 +173,29 @@ class _Daemon:
             await self._reconciler.stop()
             self._notifier.close()
             _log.info("stopped, tunnels stay up")
+
+    async def _start(self) -> bool:
+        """Bring the interface to what is known; False if told to stop before that was done."""
+        starting = asyncio.create_task(self._reconciler.start(), name="start")
+        stopping = asyncio.create_task(self._stop.wait(), name="told to stop")
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            # A step under way is let through to its end, if that does not take too long.
+            await asyncio.wait({starting}, timeout=_STOP)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting}, timeout=_STOP)
+            return False
+        starting.result()
+        return not self._stop.is_set()
+
+    def _told_to_stop(self) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            last = threading.Timer(_END, _end_now)
+            last.daemon = True
+            last.start()
 
     async def _work(self, listeners: Sequence[_Listener]) -> None:
         """Run everything until told to stop; a part that fails takes the agent down with it."""
@@ -301,6 +330,13 @@ def _with_live(old: Config, new: Config, section: str, live: dict[str, Any]) -> 
     keys = [key.partition(".")[2] for key in live if key.startswith(f"{section}.")]
     changed = {key: getattr(getattr(new, section), key) for key in keys}
     return getattr(old, section).model_copy(update=changed)
+
+
+def _end_now() -> None:
+    """Nothing is lost by it: the journal is written for a crash, and tunnels stay up."""
+    _log.error("the agent did not stop in time, it ends now", seconds=_END)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 async def _ended(reconciling: asyncio.Task[None]) -> None:

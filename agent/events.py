@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.errors import DeviceError
 from agent.fence import Verdict
 from agent.model import Change, PublicKey, Snapshot
 from agent.ports import Outcome
@@ -87,5 +86,3 @@ class Step:
 
     events: list[Event]
     waiting: list[Pulled | Changes | End] = field(default_factory=list)
-    not_seen: DeviceError | None = None
-    """What a look at the interface came to, if it failed."""

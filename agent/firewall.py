@@ -288,7 +288,7 @@ class Firewall:
             some = items[done : done + self._batch]
             began = clock.monotonic()
             failed = self._try(some, asked)
-            took = clock.monotonic() - began
+            took = max(clock.monotonic() - began, 1e-6)
             if len(some) == self._batch or took > _LATE:
                 self._batch = min(max(int(len(some) * _PUNCTUAL / took), len(some) // 4, _LEAST), _BATCH)
             if took > _LATE and len(some) > self._batch and not failed:

@@ -264,6 +264,8 @@ class Keeper:
                 state.adopted(key, now)
             unjournalled = await self._books.before_kernel()
             unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, self._clock())
+            # Whom core has not listed yet can't be refused: that peer is left as it was found.
+            unguarded = [key for key in unguarded if key in state.roster.peers]
             if unjournalled or unguarded:
                 state.block(unjournalled, Refusal.NOT_JOURNALLED)
                 state.block(unguarded, Refusal.NOT_GUARDED)
@@ -275,6 +277,12 @@ class Keeper:
                 state.dirty |= dirty
             if self._warden is not None:
                 await self._warden.after_kernel(dirty - state.dirty, self._clock())
+        except DeviceError:
+            if self._warden is not None:
+                # Whoever has to go and can't be taken off the interface is let through no longer.
+                await self._warden.after_kernel(dirty, self._clock())
+            state.dirty |= dirty
+            raise
         except BaseException:
             state.dirty |= dirty
             raise

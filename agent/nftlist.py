@@ -176,7 +176,9 @@ def _parse_set(listing: Listing, name: str, lines: Iterator[str]) -> None:
         if word == "elements":
             chunk = [rest.removeprefix("= {")]
             while not chunk[-1].endswith("}"):
-                chunk.append(next(lines))
+                chunk.append(more := next(lines, ""))
+                if not more:
+                    raise ValueError("nft's listing is cut off")
             elements = "".join(chunk)
         else:
             properties[word] = rest

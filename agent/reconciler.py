@@ -107,6 +107,8 @@ class Reconciler:
         """Changes that the log has yet to tell of."""
         self._told_skew = 0.0
         self._broken = ""
+        self._not_seen: DeviceError | None = None
+        """Why the interface could not be read at the last look."""
         self._finished = False
         self._moved = asyncio.Event()
 
@@ -271,13 +273,14 @@ class Reconciler:
             self.state.tick(now)
             self._check_core_lost(now)
             await self._reconcile(step)
-            await self._keeper.tick()
         except AgentError as error:
             self._note_broken(error)
             self._fail(step, error)
         else:
-            self._note_broken(step.not_seen or self._keeper.link_fault)
+            self._note_broken(self._not_seen or self._keeper.link_fault)
             self._answer(step)
+        # Also where the device does not follow: those whose sessions live on are not to lapse for it.
+        await self._keeper.tick()
         # A line costs more than the change itself: a thousand revocations do not wait for their lines.
         for change in self._taken:
             audit.changed(change)
@@ -302,7 +305,7 @@ class Reconciler:
                     try:
                         await self._keeper.before_first_state()
                     except DeviceError as error:
-                        step.not_seen = error
+                        self._not_seen = error
                 self._take_snapshot(event, snapshot)
             case Changes(changes):
                 step.waiting.append(event)
@@ -315,7 +318,9 @@ class Reconciler:
                         self.reports.observed()
                 except DeviceError as error:
                     # Whatever else there is to do does not wait for the interface to be readable.
-                    step.not_seen = error
+                    self._not_seen = error
+                else:
+                    self._not_seen = None
             case End(keys):
                 step.waiting.append(event)
                 event.ended = self.state.end(keys, self._clock())
@@ -482,7 +487,15 @@ class Reconciler:
                     if verdict is Verdict.APPLIED:
                         self._metrics.push_to_kernel_seconds.observe(clock.monotonic() - received_at)
                 case End(_, answer, ended):
-                    answer.set_result({"ended": [format_key(key) for key in ended]})
+                    if left := self._keeper.stuck.intersection(ended):
+                        answer.set_exception(
+                            DeviceError(
+                                f"the device did not remove {len(left)} of {len(ended)} peers",
+                                "their sessions are over, and removing them is tried again at each tick",
+                            )
+                        )
+                    else:
+                        answer.set_result({"ended": [format_key(key) for key in ended]})
 
     def _fail(self, step: Step, error: AgentError) -> None:
         for item in step.waiting:

@@ -92,7 +92,8 @@ class Roster:
         holders = self._holders.pop(session_id, set())
         for key in holders:
             self.peers[key] = replace(self.peers[key], session=None)
-        self._judge(holders)
+        # It may have kept a peer out, and keeps nobody in: thousands that end at once are not judged.
+        self._judge(holders & self.refused.keys())
 
     def block(self, keys: Iterable[PublicKey], reason: Refusal) -> None:
         """Refuse these peers for a reason of our own (journal, device) until ``unblock``."""

@@ -129,7 +129,7 @@ class Warden:
                 refused = await self._raise(now)
             else:
                 try:
-                    refused = await self._admit(self._admissions(dirty, now, changed_only=True), now)
+                    refused = await self._admit(self._admissions(dirty, now, changed_only=True))
                 except GuardError as error:
                     # Nobody waits for the next look: a table that is gone is made again at once.
                     self._lost(error)
@@ -202,7 +202,7 @@ class Warden:
             await self._guard.renew_lease(self.lease or None)
             if self._up and slept_since(self._offset, now.boot, clock.monotonic()):
                 self._offset = now.boot - clock.monotonic()
-                await self._admit(self._admissions(self._everybody(), now), now)
+                await self._admit(self._admissions(self._everybody(), now))
         except GuardError as error:
             if self._up:
                 self._lost(error)
@@ -234,7 +234,7 @@ class Warden:
             if repair.dismiss:
                 await self._guard.dismiss(repair.dismiss)
             if repair.admit and not repair.rebuild:
-                await self._admit(dict(repair.admit), now)
+                await self._admit(self._admissions(repair.admit, self._clock()))
         except GuardError as error:
             self._lost(error)
             return
@@ -337,11 +337,11 @@ class Warden:
         if not self._up:
             _log.info("guard in force", peers=len(admissions) - len(refused))
         self._up, self._left_over = True, False
-        self._offset = now.boot - clock.monotonic()
+        self._offset = self._clock().boot - clock.monotonic()
         self._take(admissions, refused)
         return refused
 
-    async def _admit(self, admissions: dict[PublicKey, Admission], now: Now) -> Mapping[PublicKey, str]:
+    async def _admit(self, admissions: dict[PublicKey, Admission]) -> Mapping[PublicKey, str]:
         if not admissions:
             return {}
         moved = [
@@ -352,6 +352,8 @@ class Warden:
         ]
         if moved:
             await self._guard.dismiss(moved)
+            # That took a while, and the guard counts sessions' lives from when it is asked.
+            admissions = self._admissions(admissions, self._clock())
         refused = await self._guard.admit(admissions)
         self._take(admissions, refused)
         return refused

@@ -309,3 +309,9 @@ def test_admitting_a_prefix_twice_in_one_go_deletes_it_once() -> None:
     assert [c for c in commands if "timeout 6s0ms" in c]
     dismissed = ruleset.dismiss("wg0", [A, A, WIDE], ALWAYS)
     assert [c.count("10.8.0.5") for c in dismissed] == [1] * 6
+
+
+def test_a_listing_that_is_cut_off_is_said_to_be() -> None:
+    cut = "table inet t {\n\tset sessions4_32 {\n\t\telements = { 10.8.0.5 timeout 1m expires 5s,\n"
+    with pytest.raises(ValueError, match="cut off"):
+        nftlist.parse(cut)

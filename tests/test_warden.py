@@ -1,12 +1,14 @@
 """The kernel's guard follows the state, in the right order with the device (rules 5, 11 to 14 and 19)."""
 
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import pytest
 
 from agent import clock as agent_clock
+from agent.errors import DeviceError
+from agent.guard import Admission
 from agent.model import AddPeer, Prefix, PublicKey, Refusal, RemovePeer, SessionPolicy
 from agent.ports import Guard
 from agent.sessions import Limits
@@ -922,5 +924,65 @@ def test_a_guard_the_state_does_not_need_is_never_touched(gateway: Gateway) -> N
         assert gateway.guard.calls("raise") == []
         assert gateway.guard.calls("lease") == []
         assert gateway.world.on_interface().keys() == {key(1), key(2)}
+
+    gateway.run(scenario)
+
+
+def test_the_lease_goes_on_while_the_device_does_not_follow(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+        gateway.world.host.fails = gateway.world.host.reads_fail = 1000
+        with pytest.raises(DeviceError):
+            await agent.give([core.change(revoked(1, "s1"))])
+        mark = len(gateway.guard.calls("lease"))
+        for _ in range(4):
+            gateway.world.clock.advance(1)
+            await agent.tick()
+        assert len(gateway.guard.calls("lease")) - mark in {3, 4}
+        assert (gateway.left(1), gateway.left(2)) == (0, 3596)
+        gateway.world.host.fails = gateway.world.host.reads_fail = 0
+
+    gateway.run(scenario)
+
+
+def test_a_table_that_takes_long_to_make_is_not_taken_for_a_suspend(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = gateway.guard.raise_
+
+    async def slowly(admissions: Mapping[PublicKey, Admission], lease: float | None) -> Any:
+        gateway.world.clock.advance(3)
+        return await make(admissions, lease)
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        monkeypatch.setattr(gateway.guard, "raise_", slowly)
+        await agent.give(core.state([live(1)]))
+        mark = len(gateway.guard.calls("admit"))
+        gateway.world.clock.advance(1)
+        await agent.tick()
+        assert gateway.guard.calls("admit")[mark:] == []
+
+    gateway.run(scenario)
+
+
+def test_a_life_counts_from_after_the_dismissal_of_who_had_the_prefix(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dismiss = gateway.guard.dismiss
+
+    async def slowly(prefixes: Iterable[Prefix]) -> None:
+        gateway.world.clock.advance(5)
+        await dismiss(prefixes)
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1, lasts=600), peer(2, "10.8.0.9")]))
+        monkeypatch.setattr(gateway.guard, "dismiss", slowly)
+        begun = gateway.world.clock.now.boot
+        session = granted(2, grant("s2", 2, lasts=60))
+        moved = [core.change(upserted(1, "10.8.0.7")), core.change(upserted(2, "10.8.0.1"))]
+        await agent.give([*moved, core.change(session)])
+        passed = gateway.world.clock.now.boot - begun
+        assert passed >= 5
+        assert gateway.left(1) == pytest.approx(60 - passed, abs=0.1)
 
     gateway.run(scenario)

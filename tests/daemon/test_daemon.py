@@ -274,3 +274,58 @@ def test_json_lines_are_logged_one_object_each(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     assert lines[-1]["event"] == "can't run"
     assert "a-token-of-some-length" not in ended.stderr
+
+
+@userspace
+def test_an_agent_that_is_told_to_stop_while_it_starts_does_not_wait_for_what_does_not_answer(
+    tmp_path: Path,
+) -> None:
+    with managed(tmp_path) as (site, manager):
+        wireguard = site.gateway.popen("wireguard-go", "-f", site.interface)
+        until(lambda: site.interface in site.gateway.links(), what="the interface")
+        wireguard.send_signal(signal.SIGSTOP)
+        try:
+            process = manager.start()
+            until(lambda: len(site.logged("listening")) >= 2, 40, "the listeners")
+            time.sleep(1)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(25) == 0
+            assert time.monotonic() - began < 20
+        finally:
+            wireguard.kill()
+            wireguard.wait()
+    assert site.logged("stopped, tunnels stay up")
+
+
+HANGS = """
+import asyncio, sys, time
+from agent import daemon
+from agent.core.http import CoreClient
+from agent.__main__ import main
+
+async def close(self):
+    asyncio.create_task(asyncio.to_thread(time.sleep, 60))
+    await asyncio.sleep(0.1)
+
+daemon._END = 3.0
+CoreClient.close = close
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@userspace
+def test_an_agent_that_is_told_to_stop_ends_also_if_a_thread_does_not(tmp_path: Path) -> None:
+    with managed(tmp_path) as (site, manager):
+        argv = (sys.executable, "-c", HANGS, "run", "-c", str(site.config))
+        with site.log.open("ab") as log:
+            site.process = site.gateway.popen(
+                *argv, stderr=log, env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+            )
+        manager.wait("READY=1")
+        began = time.monotonic()
+        site.process.send_signal(signal.SIGTERM)
+        assert site.process.wait(20) == 1
+        assert 2.5 < time.monotonic() - began < 15
+        assert site.interface in site.gateway.links()
+    assert site.logged("the agent did not stop in time, it ends now")

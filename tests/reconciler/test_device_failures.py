@@ -317,3 +317,31 @@ def test_settings_that_the_link_can_not_have_keep_nobody_on_it(world: World) -> 
     with_agent(world, scenario)
     world.host.taken_ports = frozenset({53})
     with_agent(world, again)
+
+
+def test_an_interface_that_can_not_be_read_shows_in_the_status_until_it_can(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+        world.host.reads_fail = 1
+        await agent.look()
+        await agent.tick()
+        assert "can't be read" in agent.reconciler.status()["device_error"]
+        await agent.look()
+        assert agent.reconciler.status()["device_error"] == ""
+
+    with_agent(world, scenario)
+
+
+def test_the_operator_is_told_when_a_peer_whose_session_he_ended_could_not_be_removed(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+        world.host.refuses[key(1)] = frozenset({RemovePeer})
+        with pytest.raises(DeviceError, match="did not remove 1 of 2 peers"):
+            await agent.end(1, 2)
+        assert world.on_interface() == {key(1): psk(1)}
+        world.host.refuses.clear()
+        await agent.tick()
+        assert world.on_interface() == {}
+        assert agent.ends() == {"s1": "operator", "s2": "operator"}
+
+    with_agent(world, scenario)

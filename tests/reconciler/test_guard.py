@@ -1,8 +1,12 @@
 """The kernel's own guard beside the device: in which order, for whom, and what if it can't be had."""
 
+import contextlib
+import sqlite3
+
 import pytest
 
 from agent.encoding import parse_prefix
+from agent.errors import DeviceError
 from agent.model import (
     InterfaceSettings,
     Location,
@@ -230,4 +234,43 @@ def test_a_restart_takes_the_table_over_and_ends_what_expired(world: World, guar
     world.clock.advance(40)
     assert guard.table is not None
     del guard.table[address(1)]  # as the kernel does it, at its time
+    with_agent(world, after)
+
+
+def test_who_can_not_be_taken_off_the_interface_is_let_through_no_longer(
+    world: World, guard: RecordingGuard
+) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1, lasts=600), live(2, lasts=600)]))
+        world.host.fails = world.host.reads_fail = 1000
+        with pytest.raises(DeviceError):
+            await agent.give([core.change(revoked(1, "s1"))])
+        assert key(1) in world.on_interface()
+        assert held(guard) == {"10.8.0.2/32": 600}
+        world.host.fails = world.host.reads_fail = 0
+        await agent.tick()
+        assert world.on_interface() == {key(2): psk(2)}
+        assert held(guard) == {"10.8.0.2/32": 600}
+
+    with_agent(world, scenario)
+
+
+def test_a_peer_that_core_has_not_listed_yet_is_left_as_found_also_where_the_guard_fails(
+    world: World, guard: RecordingGuard
+) -> None:
+    """As after a SIGKILL between the journal's word on a session and that on its peer."""
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1, lasts=600)]))
+        agent.kill()
+
+    async def after(agent: Agent, core: Core) -> None:
+        await agent.tick()
+        assert world.on_interface() == {key(1): psk(1)}
+        assert "not to be had" in agent.reconciler.status()["guard_error"]
+
+    with_agent(world, scenario)
+    with contextlib.closing(sqlite3.connect(world.folder / "journal.sqlite")) as journal, journal:
+        journal.execute("DELETE FROM peers")
+    guard.fails = True
     with_agent(world, after)

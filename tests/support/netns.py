@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -274,6 +275,18 @@ class Pinger:
         """Unanswered requests with an answered one after them."""
         with self._lock:
             return max(self._seen, default=0) - len(self._seen)
+
+    def losses(self) -> list[str]:
+        """What was never answered before the last reply, each with when its turn was, in the log's time."""
+        ahead = time.time() - time.monotonic()
+        with self._lock:
+            when = dict(self._replies)
+        told = []
+        for number in sorted(set(range(1, max(when, default=0))) - when.keys()):
+            before = max((n for n in when if n < number), default=None)
+            moment = self.started if before is None else when[before]
+            told.append(f"no. {number}, after {datetime.fromtimestamp(ahead + moment, UTC):%H:%M:%S.%f}")
+        return told
 
     @property
     def unanswered(self) -> int:

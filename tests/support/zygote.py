@@ -17,12 +17,14 @@ import faulthandler
 import json
 import mmap
 import os
+import select
 import signal
 import struct
 import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -143,7 +145,23 @@ def _say(**what: object) -> None:
     os.write(1, json.dumps(what).encode() + b"\n")
 
 
-def _wait_for_children(*_: object) -> None:
+def _requests(woken: int) -> Iterator[bytes]:
+    """Lines from stdin as they come; ``woken`` is readable when a child has ended, which is told."""
+    rest = b""
+    while True:
+        readable, _, _ = select.select([0, woken], [], [])
+        if woken in readable:
+            os.read(woken, 4096)
+            _wait_for_children()
+        if 0 in readable:
+            read = os.read(0, 65536)
+            if not read:
+                return
+            *lines, rest = (rest + read).split(b"\n")
+            yield from lines
+
+
+def _wait_for_children() -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -178,14 +196,22 @@ def _serve(clocks: Clocks) -> None:
     from agent.__main__ import main
     from agent.daemon import run  # noqa: F401  the command imports it when it runs
 
-    signal.signal(signal.SIGCHLD, _wait_for_children)
+    # A handler alone is not enough: the signal may come just before a read that then waits for ever.
+    woken, wakes = os.pipe()
+    for end in (woken, wakes):
+        os.set_blocking(end, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     _say(ready=True)
-    for line in sys.stdin:
+    for line in _requests(woken):
         request = json.loads(line)
         pid = os.fork()
         if pid:
             _say(forked=pid)
             continue
+        signal.set_wakeup_fd(-1)
+        os.close(woken)
+        os.close(wakes)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, _say_where)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
