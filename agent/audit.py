@@ -14,11 +14,23 @@ from agent.plan import Drift
 
 _log = structlog.get_logger("agent.audit")
 _ONE_BY_ONE: Final = 50
-"""Session ends, or differences, of one moment that get a line each; more are summed up."""
+"""Changes, session ends or differences of one moment that get a line each; more are summed up.
+
+A line costs more than the change itself, and the next ones would wait for it.
+"""
 
 
-def changed(change: Change) -> None:
-    """A change of core's was taken."""
+def changed(changes: Sequence[Change]) -> None:
+    """Changes of core's were taken, and are in the kernel where it could be reached."""
+    for change in changes[:_ONE_BY_ONE]:
+        _changed(change)
+    if len(changes) > _ONE_BY_ONE:
+        more = changes[_ONE_BY_ONE:]
+        kinds = Counter(type(change.body).__name__ for change in more)
+        _log.info("more changes taken", by_change=kinds, revision=more[-1].revision)
+
+
+def _changed(change: Change) -> None:
     body, revision = change.body, change.revision
     match body:
         case SessionGranted(key, grant, fault):

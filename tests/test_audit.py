@@ -2,7 +2,7 @@ from structlog.testing import capture_logs
 
 from agent import audit
 from agent.encoding import format_key
-from agent.model import PublicKey
+from agent.model import Change, PublicKey, SessionRevoked
 from agent.plan import Drift, DriftKind
 
 
@@ -27,4 +27,18 @@ def test_a_thousand_differences_at_once_are_summed_up() -> None:
         "event": "more drift",
         "by_kind": {"guard": 950, "peer_added": 500},
         "log_level": "warning",
+    }
+
+
+def test_the_first_changes_of_a_moment_have_a_line_each_and_the_others_are_summed_up() -> None:
+    bodies = [SessionRevoked(PublicKey(number.to_bytes(32)), f"s{number}") for number in range(60)]
+    changes = [Change("e", revision, body) for revision, body in enumerate(bodies, 1)]
+    with capture_logs() as logs:
+        audit.changed(changes)
+    assert [line["session"] for line in logs[:-1]] == [f"s{number}" for number in range(50)]
+    assert logs[-1] == {
+        "event": "more changes taken",
+        "by_change": {"SessionRevoked": 10},
+        "revision": 60,
+        "log_level": "info",
     }
