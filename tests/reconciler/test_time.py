@@ -390,3 +390,16 @@ def test_the_lag_of_an_expiry_is_measured_once(world: World) -> None:
         assert agent.metric("wg_agent_expiry_lag_seconds_sum") == pytest.approx(0.4)
 
     with_agent(world, scenario)
+
+
+def test_ids_that_can_not_be_granted_again_are_forgotten_though_nobody_pulls(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+        await agent.give([core.change(revoked(1, "s1"))])
+        assert "s1" in agent.state.roster.ended
+        world.clock.advance(Limits().max_lifetime + 3600)
+        await agent.tick()
+        assert agent.state.roster.ended == {}
+        assert [entry.forgotten for entry in world.journalled() if entry.forgotten] == [["s1"]]
+
+    with_agent(world, scenario)
