@@ -17,6 +17,9 @@ from tests.support.site import until
 
 pytestmark = [pytest.mark.netns, pytest.mark.userspace]
 
+PATIENCE = 40.0
+"""Seconds until the agent has tried again: it waits for up to 30 between two attempts."""
+
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
@@ -35,9 +38,9 @@ def test_an_answer_that_is_a_lie_is_refused_whole(stage: Stage, lie: Answer, see
         with stage.lying(lie.path, lie.handler(stage)):
             if lie.path == "changes" and lie.invalid:
                 # Core is lost until the pull that follows at once: too short to be seen.
-                until(lambda: lie.says in last_failure(stage), 15, lie.says)
+                until(lambda: lie.says in last_failure(stage), PATIENCE, lie.says)
             else:
-                until(lambda: lie.says in stage.core_lost_by(), 15, lie.says)
+                until(lambda: lie.says in stage.core_lost_by(), PATIENCE, lie.says)
                 assert stage.pages.metric("wg_agent_core_connected") == 0
             assert (stage.invalid > invalid) is lie.invalid
             assert stage.position() == held
