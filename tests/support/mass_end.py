@@ -119,7 +119,7 @@ class Crowd:
 
     def expire(self) -> float:
         """All sessions but one are renewed, to end in the same second."""
-        ids, lead = self._leaving(), 2 * PATIENCE
+        ids, lead = self._leaving(), 4 * PATIENCE
 
         def renew(core: Core) -> float:
             now = core.clock()
