@@ -126,7 +126,7 @@ def test_wireguard_traffic_ends_with_its_element_despite_a_flowtable_and_establi
             deadline = time.monotonic() + 3
             assert deadline - 1 < await quiet(alice) < deadline + LATE
             assert deadline - 1 < talker.last < deadline + LATE
-            assert (alice.lost, router.lost) == (0, 0)
+            assert (alice.losses(), router.losses()) == ([], [])
             await reply(router)
         assert router.lost == 0
         # Still on the interface, keys and all: only the guard stands between.
