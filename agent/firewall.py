@@ -5,7 +5,8 @@ postrouting; what is admitted stands in sets, and a session's element carries th
 life, so that the kernel ends it whatever becomes of the agent. Elements are changed, the table is not
 rebuilt while anybody uses it: replacing a table loses packets.
 
-All work is done in one worker thread, one call after another, and each call is one transaction.
+All work is done in one worker thread, one call after another. A call is one transaction, or several where
+there are so many elements that the last would be written late.
 """
 
 from __future__ import annotations

@@ -277,14 +277,11 @@ class Keeper:
                 state.dirty |= dirty
             if self._warden is not None:
                 await self._warden.after_kernel(dirty - state.dirty, self._clock())
-        except DeviceError:
-            if self._warden is not None:
+        except BaseException as error:
+            state.dirty |= dirty
+            if isinstance(error, DeviceError) and self._warden is not None:
                 # Whoever has to go and can't be taken off the interface is let through no longer.
                 await self._warden.after_kernel(dirty, self._clock())
-            state.dirty |= dirty
-            raise
-        except BaseException:
-            state.dirty |= dirty
             raise
         return bool(plan)
 
