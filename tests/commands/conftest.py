@@ -13,6 +13,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def tests_may_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+def core_limit_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command does to its process would here be done to that of all tests."""
     monkeypatch.setattr("agent.commands.check.forbid_core_dumps", lambda: None)
