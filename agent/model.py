@@ -132,8 +132,7 @@ class Grant:
     expires_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """A device as core lists it.
 
     ``fault`` says what was wrong with the entry, ``session_fault`` what was wrong with its session
@@ -270,8 +269,7 @@ class RefusedPeer:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SessionEnd:
+class SessionEnd(NamedTuple):
     """The end of a session, for core: its own counters in bytes, times in core's time (0: never)."""
 
     session_id: str

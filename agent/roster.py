@@ -7,7 +7,6 @@ changes. Whoever changes the list takes ``newly_refused`` and ``cleared`` afterw
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from agent.claims import Claims
 from agent.model import Peer, PublicKey, Refusal, UnreadablePeer
@@ -89,11 +88,11 @@ class Roster:
         Shown again by core, it is refused.
         """
         self.ended[session_id] = granted_at
-        holders = self._holders.pop(session_id, set())
+        holders = self._holders.pop(session_id, ())
         for key in holders:
-            self.peers[key] = replace(self.peers[key], session=None)
+            self.peers[key] = self.peers[key]._replace(session=None)
         # It may have kept a peer out, and keeps nobody in: thousands that end at once are not judged.
-        self._judge(holders & self.refused.keys())
+        self._judge([key for key in holders if key in self.refused])
 
     def block(self, keys: Iterable[PublicKey], reason: Refusal) -> None:
         """Refuse these peers for a reason of our own (journal, device) until ``unblock``."""

@@ -379,7 +379,7 @@ class State:
         self._admit(key, now)
 
     def _grant(self, key: PublicKey, grant: Grant | None, fault: Refusal | None, now: Now) -> None:
-        peer = replace(self.roster.peers[key], session=grant, session_fault=fault)
+        peer = self.roster.peers[key]._replace(session=grant, session_fault=fault)
         session = self.sessions.get(key)
         if session is None or grant is None or grant.id == session.id:
             self._end_what_is_not_listed(key, peer, now)
@@ -409,7 +409,7 @@ class State:
         if session is not None and session.id == session_id:
             self._end(key, EndReason.REVOKED, now)
         elif session is None and listed is not None and listed.id == session_id:
-            self._hold(replace(self.roster.peers[key], session=None))
+            self._hold(self.roster.peers[key]._replace(session=None))
 
     def _drop(self, key: PublicKey, now: Now) -> None:
         if key in self.sessions:
@@ -566,8 +566,7 @@ def _merge_duplicates(peers: Iterable[Peer], sessions: dict[PublicKey, Session])
             continue
         live = sessions.get(key)
         shows_live = live is not None and peer.session is not None and peer.session.id == live.id
-        listed[key] = replace(
-            other,
+        listed[key] = other._replace(
             allowed_ips=tuple(sorted({*other.allowed_ips, *peer.allowed_ips})),
             mfa_exempt=other.mfa_exempt and peer.mfa_exempt,
             session=peer.session if shows_live else other.session,

@@ -20,7 +20,7 @@ from agent.wireguard.device import Device
 
 HANDFUL: Final = 8
 """Peers that are removed outright; more are cut first and removed at most this many at a time."""
-TURN: Final = 0.04
+TURN: Final = 0.02
 """Seconds that removals in one message are to take: so long nobody else gets the kernel's network lock."""
 SLICE: Final = 512
 """Operations between two looks at the clock: deadlines do not wait for a long plan to end."""

@@ -184,10 +184,10 @@ def test_core_s_list_comes_back_without_keys_and_sessions(tmp_path: Path) -> Non
     written(tmp_path, Entry(peers=listed), Entry(unlisted=[key(6)]))
     expected = [
         listed[0],
-        replace(listed[1], preshared_key=None, static_key_unknown=True),
-        replace(listed[2], session=None),
+        listed[1]._replace(preshared_key=None, static_key_unknown=True),
+        listed[2]._replace(session=None),
         listed[3],
-        replace(listed[4], session_fault=None, fault=Refusal.INVALID_TIME),
+        listed[4]._replace(session_fault=None, fault=Refusal.INVALID_TIME),
     ]
     assert sorted(read(tmp_path).restored.peers, key=lambda p: p.public_key) == expected
 

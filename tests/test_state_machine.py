@@ -176,7 +176,7 @@ class Agent(RuleBasedStateMachine):
     def pull(self, crash_after: int | None = None, twice: PublicKey | None = None) -> None:
         peers = list(self.core.values())
         if twice in self.core:
-            peers.append(replace(self.core[twice], session=None, allowed_ips=prefixes(PREFIXES[0])))
+            peers.append(self.core[twice]._replace(session=None, allowed_ips=prefixes(PREFIXES[0])))
         self.revision += 1
         self.step(
             snapshot(
@@ -268,7 +268,7 @@ class Agent(RuleBasedStateMachine):
         if late and live is not None and live.boot is not None:
             self.seconds += max(0.0, live.boot - self.now.boot) + 0.5
         grant, fault = self.grant(who, kind, lasting, pick)
-        self.core[who] = replace(self.core[who], session=grant, session_fault=fault)
+        self.core[who] = self.core[who]._replace(session=grant, session_fault=fault)
         self.send(SessionGranted(who, grant, fault), crash, together=together)
 
     @precondition(lambda self: self.core and self.minted)
@@ -281,7 +281,7 @@ class Agent(RuleBasedStateMachine):
         shown = self.core[who].session
         session_id = shown.id if own and shown else sorted(self.minted)[pick % len(self.minted)]
         if shown and shown.id == session_id:
-            self.core[who] = replace(self.core[who], session=None)
+            self.core[who] = self.core[who]._replace(session=None)
         self.send(SessionRevoked(who, session_id), crash, together=together)
 
     @rule(mfa=st.booleans(), policy=policies, location=seldom, crash=crashes)

@@ -175,7 +175,7 @@ def test_where_a_removal_takes_long_a_message_has_one() -> None:
 def test_the_pace_follows_what_a_removal_takes_and_is_not_remembered() -> None:
     watch = Stopwatch()
     writer, host, _ = new(watch)
-    watch.removals_take(host, lambda: 0.001 if len(host.kernel.peers) > 20 else 0.015)
+    watch.removals_take(host, lambda: 0.001 if len(host.kernel.peers) > 20 else 0.4 * TURN)
     numbers = range(1, 41)
     for _ in range(2):
         carried_out(writer, adds(*numbers), removes(*numbers))

@@ -4,7 +4,7 @@ It shares no code with the agent but the values of ``agent.model``. It is told w
 who is admitted, with which PSK, and whose transport keys may still pass packets.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from agent.model import (
@@ -146,7 +146,7 @@ class Oracle:
         self.life.pop(key, None)
         self.ended.add(session.id)
         self.entries = [
-            replace(e, session=None) if e.session and e.session.id == session.id else e for e in self.entries
+            e._replace(session=None) if e.session and e.session.id == session.id else e for e in self.entries
         ]
         if session.in_use:
             self.disturbed.add(key)
@@ -217,10 +217,10 @@ class Oracle:
         keeps = session is None or grant is None or grant.id == session.id
         if keeps:
             (entry,) = {e.public_key: e for e in self.entries if e.public_key == key}.values()
-            self._keep_only(key, [replace(entry, session=grant)])
+            self._keep_only(key, [entry._replace(session=grant)])
         self._list(
             [
-                replace(e, session=grant, session_fault=event.fault) if e.public_key == key else e
+                e._replace(session=grant, session_fault=event.fault) if e.public_key == key else e
                 for e in self.entries
             ]
         )
@@ -253,7 +253,7 @@ class Oracle:
                 if e.public_key == key and e.session and e.session.id == session_id
             }
         self.entries = [
-            replace(e, session=None)
+            e._replace(session=None)
             if e.public_key == key and e.session and e.session.id == session_id
             else e
             for e in self.entries

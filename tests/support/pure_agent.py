@@ -192,8 +192,7 @@ class PureAgent:
             if listed is None:
                 journal.peers.pop(key, None)
             else:
-                journal.peers[key] = replace(
-                    listed,
+                journal.peers[key] = listed._replace(
                     fault=listed.fault or listed.session_fault,
                     session=None,
                     session_fault=None,
