@@ -42,12 +42,13 @@ from agent.sessions import Deadline, Liveness, Session
 from agent.state import Restored
 from agent.traffic import Traffic
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE sessions (
-  id TEXT, public_key BLOB, psk_digest BLOB, granted_at REAL, expires_at REAL, ends_at REAL,
-  boot_id TEXT, deadline_boot REAL, deadline_wall REAL, in_use INTEGER, base_rx INTEGER, base_tx INTEGER,
+  id TEXT, public_key BLOB, psk_digest BLOB, former_digest BLOB,
+  granted_at REAL, expires_at REAL, ends_at REAL, boot_id TEXT, deadline_boot REAL, deadline_wall REAL,
+  in_use INTEGER, base_rx INTEGER, base_tx INTEGER,
   added_at REAL, latest_handshake REAL, handshake_seen_at REAL, last_sign_at REAL,
   PRIMARY KEY (id, public_key)
 ) WITHOUT ROWID;
@@ -264,8 +265,10 @@ class Journal:
 
     def _session(self, row: Sequence[Any]) -> tuple[Session, Liveness | None]:
         """A session's row; what was counted in another boot's time is void."""
-        (id_, key, digest, granted_at, expires_at, ends_at, boot_id, boot, wall, in_use, rx, tx, *life) = row
-        _check(row, (str, bytes, bytes, float, float, float, str, float | None, float, int, int, int))
+        (id_, key, digest, former, granted_at, expires_at, ends_at) = row[:7]
+        (boot_id, boot, wall, in_use, rx, tx, *life) = row[7:]
+        _check(row, (str, bytes, bytes, bytes | None, float, float, float))
+        _check(row[7:], (str, float | None, float, int, int, int))
         _check(life, (float | None,) * 4)
         same_boot = boot_id == self._boot_id
         session = Session(
@@ -280,6 +283,7 @@ class Journal:
             in_use=bool(in_use),
             base_rx=rx,
             base_tx=tx,
+            former_digest=former,
         )
         added_at, latest_handshake, handshake_seen_at, last_sign_at = life
         if added_at is None:
@@ -297,7 +301,7 @@ class Journal:
 
         if entry.sessions:
             many(
-                f"INSERT OR REPLACE INTO sessions VALUES ({', '.join('?' * 16)})",  # noqa: S608 placeholders
+                f"INSERT OR REPLACE INTO sessions VALUES ({', '.join('?' * 17)})",  # noqa: S608 placeholders
                 (self._row(session, liveness) for session, liveness in entry.sessions),
             )
         if entry.ends:
@@ -353,6 +357,7 @@ class Journal:
             session.id,
             session.public_key,
             session.psk_digest,
+            session.former_digest,
             session.granted_at,
             session.expires_at,
             session.ends_at,
@@ -377,7 +382,7 @@ def _is_corruption(cause: BaseException | None) -> bool:
 def _check(row: Sequence[Any], kinds: Sequence[Any]) -> Any:
     """Return the row; ValueError if it does not hold what was written: SQLite has no checksums."""
     for value, kind in zip(row, kinds, strict=False):
-        if not isinstance(value, kind) or (kind is bytes and len(value) != KEY_SIZE):
+        if not isinstance(value, kind) or (isinstance(value, bytes) and len(value) != KEY_SIZE):
             raise ValueError("a row of the journal is damaged")
     return row
 

@@ -95,8 +95,10 @@ class Session:
     """A session that has not ended.
 
     ``preshared_key`` is None until core names it again after a restart that could not read it back
-    from the interface; ``psk_digest`` knows it meanwhile. ``ends_at`` is the hard end in core's time
-    under the ceilings of the day it was anchored, ``deadline`` the same on the host's clocks.
+    from the interface; ``psk_digest`` knows it meanwhile, and ``former_digest`` the one before the last
+    renewal, which the interface still holds if the agent died in the middle of that. ``ends_at`` is
+    the hard end in core's time under the ceilings of the day it was anchored, ``deadline`` the same on
+    the host's clocks.
     ``in_use`` tells whether the peer is on the interface because of it: one granted to a peer that
     needs none is only held. ``base_rx`` and ``base_tx`` are the peer's counters when it began.
     """
@@ -112,6 +114,7 @@ class Session:
     in_use: bool
     base_rx: int = 0
     base_tx: int = 0
+    former_digest: bytes | None = None
 
     def core_time(self, now: Now) -> float:
         """Core's time as this session's anchor tells it, for when core itself can't be asked."""
@@ -122,7 +125,13 @@ class Session:
 
         One that was anchored under another boot gains a boot deadline beside the wall's.
         """
-        session = replace(self, preshared_key=grant.preshared_key, psk_digest=grant.preshared_key.digest())
+        digest = grant.preshared_key.digest()
+        session = replace(
+            self,
+            preshared_key=grant.preshared_key,
+            psk_digest=digest,
+            former_digest=self.former_digest if digest == self.psk_digest else self.psk_digest,
+        )
         if grant.expires_at == self.expires_at:
             if self.deadline.boot is None:
                 boot = anchor(self.ends_at, core_time, now).boot

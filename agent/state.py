@@ -174,6 +174,8 @@ class State:
     def adopt(self, device: ObservedDevice, elements_left: Mapping[PublicKey, float], now: Now) -> None:
         """Give restored sessions the PSK of their peer on the interface, if it is theirs (rule 14).
 
+        It is also while the renewal that replaces it was journalled and not carried out any more.
+
         A peer with another PSK, or without allowed IPs (it was being cut), is not taken over.
         ``elements_left``: for how many seconds the guard's table lets a found peer through, where it
         knows of a session. Without a journal this is the peer's deadline.
@@ -191,7 +193,7 @@ class State:
             preshared_key = observed.preshared_key
             if preshared_key is None or not observed.allowed_ips:
                 continue
-            if preshared_key.digest() == session.psk_digest:
+            if preshared_key.digest() in {session.psk_digest, session.former_digest}:
                 self.sessions[key] = replace(session, preshared_key=preshared_key)
 
     def load(self, snapshot: Snapshot, now: Now) -> None:

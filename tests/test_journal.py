@@ -76,8 +76,13 @@ def test_an_empty_journal_holds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "held",
-    [session(1), session(1, in_use=False), session(1, deadline=Deadline(None, 1_800_000_000.5))],
-    ids=["in use", "held only", "of another boot"],
+    [
+        session(1),
+        session(1, in_use=False),
+        session(1, deadline=Deadline(None, 1_800_000_000.5)),
+        session(1, former_digest=psk(2).digest()),
+    ],
+    ids=["in use", "held only", "of another boot", "renewed"],
 )
 @pytest.mark.parametrize(
     "liveness",

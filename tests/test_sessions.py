@@ -91,6 +91,8 @@ def test_a_deadline_moves_only_when_expires_at_does() -> None:
     assert again.deadline == held.deadline
     assert again.preshared_key == psk(2)
     assert again.psk_digest == psk(2).digest()
+    assert again.former_digest == psk(1).digest()
+    assert again.renewed(grant("s-1", 2, lasts=60.0), DAY, CORE, NOW).former_digest == psk(1).digest()
     longer = held.renewed(grant("s-1", 2, lasts=7200.0), DAY, CORE + 10.0, after(10.0))
     assert longer.deadline == Deadline(NOW.boot + 7200.0, NOW.wall + 7200.0)
     shorter = held.renewed(grant("s-1", 2, lasts=60.0), DAY, CORE + 10.0, after(10.0))

@@ -199,6 +199,30 @@ def test_a_kill_between_journal_and_kernel_of_a_grant_leaves_it_to_core(world: W
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", ["journal", "kernel"])
+def test_a_kill_in_the_middle_of_a_renewal_does_not_touch_the_tunnel(world: World, kind: str) -> None:
+    async def main() -> None:
+        core = Core(world.clock)
+        async with world.agent() as agent:
+            await agent.give(core.state([live(1)]))
+            stay = world.host.kernel.peers[key(1)].incarnation
+            world.host.at = lambda where: (_ for _ in ()).throw(Killed()) if where == kind else None
+            with pytest.raises(Killed):
+                await agent.give([core.change(granted(1, grant("s1", 2)))])
+            agent.kill()
+        world.host.at = lambda _: None
+        async with world.agent() as agent:
+            # Its transport keys go on; which PSK is the wanted one, only core can say.
+            assert world.on_interface() == {key(1): psk(1)}
+            await agent.give(core.same([live(1, psk=2)]))
+            assert world.on_interface() == {key(1): psk(2)}
+            assert world.host.kernel.peers[key(1)].incarnation == stay
+        async with world.agent():
+            assert world.host.kernel.peers[key(1)].incarnation == stay
+
+    asyncio.run(main())
+
+
 def test_an_end_that_was_not_journalled_is_made_good_at_the_restart(world: World) -> None:
     async def main() -> None:
         core = Core(world.clock)

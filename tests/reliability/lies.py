@@ -196,7 +196,7 @@ ANSWERS: Final = [
     Answer(
         "a length of 5,000 digits",
         fixed(raw(OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n")),
-        "headers that can't be read",
+        "HTTP",
         False,
     ),
     Answer(

@@ -43,7 +43,7 @@ def run(folder: Path, rounds: int, seen: Seen) -> None:
         note=f"seed {seed}: {judgement.ends} ends, {judgement.sure:.0f} s of undisturbed pings ({did})",
     )
     if judgement.faults:
-        print(*run.trace, sep="\n")
+        print(*run.trace, *judgement.faults, sep="\n")
     assert judgement.faults == ()
     assert judgement.ends >= rounds / 10
     assert judgement.sure > rounds

@@ -71,9 +71,12 @@ def loose_surroundings() -> Iterator[None]:
     umask = os.umask(0)
     limits = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    # A shell's background jobs, of which this may be one, ignore it, and so would our children.
+    on_quit = signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     try:
         yield
     finally:
+        signal.signal(signal.SIGQUIT, on_quit)
         resource.setrlimit(resource.RLIMIT_CORE, limits)
         os.umask(umask)
 

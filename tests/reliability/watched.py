@@ -99,7 +99,8 @@ def judge(clients: Iterable[Watched], slack: float) -> Judgement:
             ends += 1
             overrun = max(overrun, late[-1] - since if late else 0.0)
             if late and late[-1] > since + slack:
-                faults.append(f"{name} had {len(late)} replies up to {late[-1] - since:.2f} s past its end")
+                past = f"up to {late[-1] - since:.2f} s past its end at {since:.1f}"
+                faults.append(f"{name} had {len(late)} replies {past}")
         for since, until in watched.sure:
             within = [(number, at) for number, at in replies if since <= at <= until]
             missing = within[-1][0] - within[0][0] + 1 - len(within) if within else 0
@@ -107,7 +108,7 @@ def judge(clients: Iterable[Watched], slack: float) -> Judgement:
             sure += until - since
             lost += max(0, missing)
             if missing > 0:
-                faults.append(f"{name} lost {missing} packets in {until - since:.1f} s")
+                faults.append(f"{name} lost {missing} packets in {until - since:.1f} s, up to {until:.1f}")
             if until - last > SILENCE:
                 faults.append(f"{name} was not answered for {until - last:.1f} s, up to {until:.1f}")
     return Judgement(overrun, ends, lost, sure, tuple(faults))
