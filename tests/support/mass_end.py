@@ -27,8 +27,6 @@ LOCK = 0.1
 SCRAPE = 1.0 if EMULATED else 0.1
 """Seconds between two scrapes."""
 PATIENCE = 20.0 if EMULATED else 5.0
-LIFETIME = 10 * PATIENCE if EMULATED else 15.0
-"""Seconds that sessions last which are to end by themselves: longer than it takes to gather them."""
 KEPT_CHANGES = 100
 """Core keeps so few that more of them at once are one pull of its list."""
 
@@ -94,29 +92,24 @@ class Crowd:
             site.attach(client)
         site.connect(self.router)
 
-    def gather(self, strangers: int, lifetime: float = 7200.0) -> None:
-        """So many strangers, and two of the clients, have sessions; the kernel has them all.
+    def gather(self, strangers: int) -> None:
+        """So many strangers, and two of the clients, have sessions; the kernel has them all."""
+        site, began = self.site, time.monotonic()
 
-        ``lifetime`` in seconds is that of all sessions but the one that stays: they end in one second.
-        """
-        site = self.site
-
-        def grant(core: Core) -> str:
+        def grant(core: Core) -> None:
             location, now = core.directory.location("hq"), core.clock()
             devices = [d for d in core.directory.devices("hq") if d.name.startswith("stranger-")]
             with core.store.transaction():
                 for device in devices[:strangers]:
-                    core.sessions.grant(device, location, "totp", now, lifetime=lifetime)
-                ending = core.sessions.grant(self.ending.device, location, "totp", now, lifetime=lifetime)
-            assert ending.session.preshared_key is not None
-            return format_key(ending.session.preshared_key)
+                    core.sessions.grant(device, location, "totp", now)
 
-        psk = site.core.do(grant)
+        site.core.do(grant)
         live = {session.id for session in self._live()}
-        if not live.intersection(self.staying.sessions):
-            connect(site, self.staying)
-        until(lambda: self._peers() == strangers + 3, 6 * PATIENCE, "everybody on the interface")
-        site.connect(self.ending, psk)
+        for client in (self.ending, self.staying):
+            if not live.intersection(client.sessions):
+                connect(site, client)
+        until(lambda: self._peers() == strangers + 3, 20 * PATIENCE, "everybody on the interface")
+        self._gathered_in = time.monotonic() - began
 
     def _live(self) -> list[Session]:
         return self.site.core.do(lambda core: core.sessions.all(live=True))
@@ -130,10 +123,20 @@ class Crowd:
     # Ways to end them; each returns the monotonic moment at which they are to be over.
 
     def expire(self) -> float:
-        """All sessions but one reach their deadline."""
-        [expires_at] = {s.expires_at for s in self._live() if s.public_key != self.staying.public_key}
-        moment = monotonic_of(expires_at)
-        assert time.monotonic() < moment - 1, "gathering them took longer than they live"
+        """All sessions but one are renewed, to end in the same second."""
+        ids, lead = self._leaving(), 2 * self._gathered_in + PATIENCE
+
+        def renew(core: Core) -> float:
+            now = core.clock()
+            with core.store.transaction():
+                ends = [core.sessions.renew(i, lead, now, ceiling=86_400).session.expires_at for i in ids]
+            [end] = set(ends)
+            return end
+
+        moment = monotonic_of(self.site.core.do(renew))
+        revision = self.site.core.do(lambda core: core.directory.location("hq").revision)
+        until(lambda: metric(self.site, "wg_agent_applied_revision") >= revision, lead, "the renewals")
+        assert time.monotonic() < moment - 1
         time.sleep(moment - time.monotonic())
         return moment
 
