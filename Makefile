@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo    the whole product in two network namespaces, under a minute"
-	@echo "make test    every test, the kernel's under QEMU where needed, 15 to 30 minutes"
+	@echo "make test    every test, the kernel's under QEMU where needed, 15 to 40 minutes"
 	@echo "make reliability  every fault at full size; writes docs/reliability.md"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   micro-benchmarks"
