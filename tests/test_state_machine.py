@@ -494,7 +494,12 @@ class Agent(RuleBasedStateMachine):
             who, same_boot = session.public_key, boot_id == journal.boot_id
             if who in left.live:
                 left.end(who)
-            (named,) = [p for p in self.psks[session.id] if p.digest() == session.psk_digest]
+            known = {p.digest(): p for p in self.psks[session.id]}
+            named = known[session.psk_digest]
+            held = self.kernel.peers.get(who)
+            if held and session.former_digest and held.preshared_key == known[session.former_digest]:
+                # The renewal that names another was cut in two: core's first state makes it good.
+                named = held.preshared_key
             heirs_of = {session.id}
             if who in old.live and old.live[who].id == session.id:
                 heirs_of |= old.live[who].heirs_of
