@@ -174,8 +174,7 @@ class State:
     def adopt(self, device: ObservedDevice, elements_left: Mapping[PublicKey, float], now: Now) -> None:
         """Give restored sessions the PSK of their peer on the interface, if it is theirs (rule 14).
 
-        It is also while the renewal that replaces it was journalled and not carried out any more.
-
+        The one before a renewal is theirs too: the renewal was journalled and not carried out any more.
         A peer with another PSK, or without allowed IPs (it was being cut), is not taken over.
         ``elements_left``: for how many seconds the guard's table lets a found peer through, where it
         knows of a session. Without a journal this is the peer's deadline.

@@ -164,7 +164,10 @@ class Crowd:
                     sessions.end(session_id, "revoked", now)
 
         self.site.core.do(end)
-        return told.get(timeout=3 * PATIENCE)
+        try:
+            return told.get(timeout=3 * PATIENCE)
+        finally:
+            self.site.core.do(lambda core: vars(core.sessions).pop("snapshot"))
 
     def end_all(self) -> float:
         """``wg-agent end --all``."""
