@@ -255,16 +255,18 @@ def test_a_crowd_from_one_host_does_not_take_the_place_of_another() -> None:
 
 
 def test_where_all_are_served_one_more_is_turned_away_and_served_later() -> None:
-    go_on = asyncio.Event()
+    go_on, entered = asyncio.Event(), asyncio.Semaphore(0)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        entered.release()
         await go_on.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
     async def check(port: int) -> None:
         served = [asyncio.create_task(get(port, "/")) for _ in range(4)]
-        await asyncio.sleep(0.2)
+        for _ in served:
+            await asyncio.wait_for(entered.acquire(), 30)
         with pytest.raises(httpx.TransportError):
             await get(port, "/")
         go_on.set()
