@@ -5,11 +5,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import NamedTuple, Self
 
-from tests.support import genl_reader
+from tests.support import genl_reader, look_on
 from tests.support.netns import Namespace, interface_name
 
 
@@ -22,25 +21,25 @@ class Reads(NamedTuple):
     overslept: float
 
 
-class Bystander:
-    """Reads a WireGuard interface of its own in a namespace, in a tight loop, until the block is left.
-
-    Needs WireGuard in the kernel.
-    """
+class _Watcher:
+    """A small program in a namespace, whose lines are read until the block is left."""
 
     def __init__(self, space: Namespace) -> None:
         self._space = space
-        self._interface = interface_name()
-        self._reads: list[Reads] = []
 
-    def __enter__(self) -> Self:
-        self._space.ip("link", "add", self._interface, "type", "wireguard")
-        self._space.ip("link", "set", self._interface, "up")
-        argv = (sys.executable, "-I", str(Path(genl_reader.__file__)), self._interface)
+    def _watch(self, program: ModuleType, *args: str) -> None:
+        argv = (sys.executable, "-I", str(program.__file__), *args)
         self._process = self._space.popen(*argv, stdout=subprocess.PIPE)
-        self._thread = threading.Thread(target=self._follow, name="bystander", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=program.__name__, daemon=True)
         self._thread.start()
-        return self
+
+    def _follow(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._take(line.split())
+
+    def _take(self, fields: list[bytes]) -> None:
+        raise NotImplementedError
 
     def __exit__(
         self,
@@ -53,13 +52,37 @@ class Bystander:
         self._thread.join(5)
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+class Bystander(_Watcher):
+    """Reads a WireGuard interface of its own in a namespace, in a tight loop, until the block is left.
+
+    Needs WireGuard in the kernel.
+    """
+
+    def __init__(self, space: Namespace) -> None:
+        super().__init__(space)
+        self._interface = interface_name()
+        self._reads: list[Reads] = []
+
+    def __enter__(self) -> Self:
+        self._space.ip("link", "add", self._interface, "type", "wireguard")
+        self._space.ip("link", "set", self._interface, "up")
+        self._watch(genl_reader, self._interface)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
         self._space.ip("link", "delete", self._interface)
 
-    def _follow(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            at, reads, longest, overslept = line.split()
-            self._reads.append(Reads(float(at), int(reads), float(longest), float(overslept)))
+    def _take(self, fields: list[bytes]) -> None:
+        at, reads, longest, overslept = fields
+        self._reads.append(Reads(float(at), int(reads), float(longest), float(overslept)))
 
     def between(self, start: float, end: float) -> Reads:
         """All reads between two monotonic moments, in one; what spans them is in it too."""
@@ -90,34 +113,21 @@ class Look(NamedTuple):
     admitted: int
 
 
-class Onlooker:
-    """Looks at an interface from outside, ten times a second, until the block is left."""
+class Onlooker(_Watcher):
+    """Looks at an interface from outside, a few times a second, until the block is left."""
 
     def __init__(self, space: Namespace, interface: str) -> None:
-        self._space = space
+        super().__init__(space)
         self._interface = interface
         self._looks: list[Look] = []
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="onlooker", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._watch(look_on, self._interface, "0.1")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._done.set()
-        self._thread.join(60)
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.1):
-            shown = self._space.run("wg", "show", self._interface, "allowed-ips").stdout
-            peers = shown.count("\n")
-            self._looks.append(Look(time.monotonic(), peers, peers - shown.count("(none)")))
+    def _take(self, fields: list[bytes]) -> None:
+        at, peers, admitted = fields
+        self._looks.append(Look(float(at), int(peers), int(admitted)))
 
     def first(self, condition: Callable[[Look], bool], since: float) -> Look | None:
         """The first look since a monotonic moment that is so."""
