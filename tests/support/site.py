@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -106,7 +107,7 @@ class Client:
     """The first three octets of its network with the gateway."""
     sessions: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def public_key(self) -> str:
         return format_key(public_key(self.private_key))
 
