@@ -16,6 +16,9 @@ import time
 
 def main(interface: str, pause: float) -> None:
     """Look until nobody listens any more."""
+    # Whatever changes an interface makes ``wg`` begin anew: a slow look would only end when all is over.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
     while True:
         shown = subprocess.run(
             ["wg", "show", interface, "allowed-ips"], stdout=subprocess.PIPE, check=False
