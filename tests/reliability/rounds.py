@@ -31,7 +31,8 @@ from tests.support.site import Client, Site, until
 
 EARLY: Final = 5.0 if EMULATED else 1.5
 """Seconds by which a session may end early: the agent's idea of core's time is ahead by what a pull takes
-at most (under emulation seconds, where everything else starts at once), and replies have to be read."""
+at most (under emulation seconds, where everything else starts at once), and replies have to be read.
+Where the agent itself, asked, means to end it earlier still, that counts, up to twice as much."""
 PATIENCE: Final = 90.0 if EMULATED else 20.0
 """Seconds in which agent and core have to agree again once everything works."""
 NEAR: Final = 1.5 if EMULATED else 0.2
@@ -60,10 +61,14 @@ class Rounds:
         self.did: Counter[str] = Counter()
         self.watched: list[Watched] = []
         self.trace: list[str] = []
+        self.early = 0.0
+        """Seconds by which the agent means to end a session early, at most."""
         self._clocks = site.zygote.clocks
         self._base = time.time() - time.monotonic()
         self._step = 0.0
         self._slept = 0.0
+        self._books = threading.RLock()
+        """A clock is not moved while it is noted whose time is up."""
         self._new: list[Held] = []
         """What core granted in this round: the agent may get to it before or after a step."""
         self._stepped_from = 0.0
@@ -129,6 +134,7 @@ class Rounds:
         time.sleep(choose.uniform(0.0, 0.5))
 
     def _do(self, event: Event, watched: Watched) -> None:
+        self._pass_deadlines()
         # The agent may be killed in the middle of it.
         with contextlib.suppress(AgentError):
             event(watched)
@@ -195,7 +201,8 @@ class Rounds:
     def _hold(self, watched: Watched, session: Session) -> None:
         assert session.preshared_key is not None
         psk = format_key(session.preshared_key)
-        watched.held = Held(session.id, psk, session.expires_at, self._stepped_from, self._stepped_from)
+        stepped = self._stepped_from
+        watched.held = Held(session.id, psk, session.expires_at, stepped, stepped, EARLY)
         watched.held.may_be_anchored(self._step)
         self._new.append(watched.held)
 
@@ -254,18 +261,20 @@ class Rounds:
 
     @contextmanager
     def the_wall_clock_is_stepped(self) -> Iterator[None]:
-        self._pass_deadlines()
-        self._step = self.random.choice(STEPS)
-        for held in self._new:
-            held.may_be_anchored(self._step)
-        self._move_clocks()
+        with self._books:
+            self._pass_deadlines()
+            self._step = self.random.choice(STEPS)
+            for held in self._new:
+                held.may_be_anchored(self._step)
+            self._move_clocks()
         yield
 
     @contextmanager
     def the_host_sleeps(self) -> Iterator[None]:
-        self._pass_deadlines()
-        self._slept += self.random.choice(NAPS)
-        self._move_clocks()
+        with self._books:
+            self._pass_deadlines()
+            self._slept += self.random.choice(NAPS)
+            self._move_clocks()
         yield
 
     @contextmanager
@@ -288,20 +297,34 @@ class Rounds:
 
     def _pass_deadlines(self, *, not_before: float = 0.0) -> None:
         """Note whose session has ended by now; by the move of a clock, at that moment."""
-        now = time.monotonic()
-        for watched in self.watched:
-            if (held := watched.held) is None:
+        with self._books:
+            now = time.monotonic()
+            for watched in self.watched:
+                if (held := watched.held) is None:
+                    continue
+                early = self._due(held, held.stepped_low) - held.early
+                if early < now:
+                    watched.disturbed(max(early, not_before))
+                due = self._due(held, held.stepped_high)
+                if due < now:
+                    watched.ended(max(due, not_before))
+
+    def _ask_deadlines(self) -> None:
+        """The agent counts from when it asked for the list, so what that took ends sessions early."""
+        asked_at = time.monotonic()
+        left = {peer["public_key"]: peer["time_left"] for peer in self.site.status()["peers"]}
+        for watched in self.watched[:-1]:
+            held, seconds = watched.held, left.get(watched.client.public_key)
+            if held is None or seconds is None:
                 continue
-            early = self._due(held, held.stepped_low) - EARLY
-            if early < now:
-                watched.disturbed(max(early, not_before))
-            due = self._due(held, held.stepped_high)
-            if due < now:
-                watched.ended(max(due, not_before))
+            early = self._due(held, held.stepped_low) - (asked_at + seconds)
+            held.early = max(EARLY, early + 1)
+            self.early = max(self.early, early)
 
     def _settle(self) -> None:
         """Wait until the interface is as core's books say, then let clients use what they were given."""
         until(self._agrees, PATIENCE, "agreement of the interface with core's books")
+        self._ask_deadlines()
         self._pass_deadlines()
         live, now = self._live(), time.monotonic()
         for watched in self.watched[:-1]:
@@ -325,7 +348,7 @@ class Rounds:
         try:
             return watched.pings.wait_reply(PATIENCE / 2)
         except TimeoutError:
-            if self._due(watched.held, watched.held.stepped_low) - EARLY < time.monotonic():
+            if self._due(watched.held, watched.held.stepped_low) - watched.held.early < time.monotonic():
                 return None
             raise
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.rounds import Rounds
+from tests.reliability.rounds import EARLY, Rounds
 from tests.reliability.watched import judge
 from tests.support.ledger import FULL, Seen
 from tests.support.scenarios import SLACK
@@ -40,11 +40,13 @@ def run(folder: Path, rounds: int, seen: Seen) -> None:
         tried=rounds,
         overrun=judgement.overrun,
         lost=judgement.lost,
-        note=f"seed {seed}: {judgement.ends} ends, {judgement.sure:.0f} s of undisturbed pings ({did})",
+        note=f"seed {seed}: {judgement.ends} ends, {judgement.sure:.0f} s of undisturbed pings,"
+        f" sessions meant to end up to {run.early:.1f} s early ({did})",
     )
     if judgement.faults:
         print(*run.trace, *judgement.faults, sep="\n")
     assert judgement.faults == ()
+    assert run.early < 2 * EARLY
     assert judgement.ends >= rounds / 10
     assert judgement.sure > rounds
 

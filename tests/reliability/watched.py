@@ -19,6 +19,7 @@ class Held:
 
     ``expires_at`` is in core's time. The agent anchored the deadline on its wall clock while that was
     stepped by ``stepped_low`` to ``stepped_high`` seconds: a range where a step fell beside the grant.
+    It may end ``early`` seconds before that.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Held:
     expires_at: float
     stepped_low: float
     stepped_high: float
+    early: float
 
     def may_be_anchored(self, stepped: float) -> None:
         """The agent may have got to it while its wall clock was stepped by so much."""

@@ -4,11 +4,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from types import ModuleType, TracebackType
+from itertools import takewhile
+from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple, Self
 
-from tests.support import genl_reader, look_on
+from tests.support import genl_reader
 from tests.support.netns import Namespace, interface_name
 
 
@@ -22,15 +23,15 @@ class Reads(NamedTuple):
 
 
 class _Watcher:
-    """A small program in a namespace, whose lines are read until the block is left."""
+    """A reader of an interface in a namespace, whose lines are taken until the block is left."""
 
     def __init__(self, space: Namespace) -> None:
         self._space = space
 
-    def _watch(self, program: ModuleType, *args: str) -> None:
-        argv = (sys.executable, "-I", str(program.__file__), *args)
+    def _watch(self, mode: str, interface: str) -> None:
+        argv = (sys.executable, "-I", str(Path(genl_reader.__file__)), mode, interface)
         self._process = self._space.popen(*argv, stdout=subprocess.PIPE)
-        self._thread = threading.Thread(target=self._follow, name=program.__name__, daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=f"{mode} {interface}", daemon=True)
         self._thread.start()
 
     def _follow(self) -> None:
@@ -68,7 +69,7 @@ class Bystander(_Watcher):
     def __enter__(self) -> Self:
         self._space.ip("link", "add", self._interface, "type", "wireguard")
         self._space.ip("link", "set", self._interface, "up")
-        self._watch(genl_reader, self._interface)
+        self._watch("waits", self._interface)
         return self
 
     def __exit__(
@@ -103,18 +104,19 @@ class Bystander(_Watcher):
 
 
 class Look(NamedTuple):
-    """What ``wg show`` said: how many peers there are, and how many have allowed IPs.
+    """How many peers an interface had at ``at`` (monotonic) or somewhat earlier, and how many allowed IPs.
 
-    It was read at ``at`` (monotonic) or somewhat earlier.
+    What was changed meanwhile may be missing from one that is not whole.
     """
 
     at: float
     peers: int
     admitted: int
+    whole: bool
 
 
 class Onlooker(_Watcher):
-    """Looks at an interface from outside, a few times a second, until the block is left."""
+    """Looks at an interface from outside, ten times a second, until the block is left."""
 
     def __init__(self, space: Namespace, interface: str) -> None:
         super().__init__(space)
@@ -122,13 +124,19 @@ class Onlooker(_Watcher):
         self._looks: list[Look] = []
 
     def __enter__(self) -> Self:
-        self._watch(look_on, self._interface, "0.1")
+        self._watch("peers", self._interface)
         return self
 
     def _take(self, fields: list[bytes]) -> None:
-        at, peers, admitted = fields
-        self._looks.append(Look(float(at), int(peers), int(admitted)))
+        at, peers, admitted, whole = fields
+        self._looks.append(Look(float(at), int(peers), int(admitted), whole == b"1"))
 
-    def first(self, condition: Callable[[Look], bool], since: float) -> Look | None:
-        """The first look since a monotonic moment that is so."""
-        return next((look for look in list(self._looks) if look.at >= since and condition(look)), None)
+    def removed(self, left: int, since: float) -> float | None:
+        """When so many peers were left, at the first whole look that says so; None if none does yet."""
+        looks = (look for look in list(self._looks) if look.at >= since and look.whole)
+        return next((look.at for look in looks if look.peers == left), None)
+
+    def cut(self, left: int, removed: float) -> float:
+        """From when on no look, also one that is not whole, saw more than so many admitted."""
+        before = [look for look in list(self._looks) if look.at <= removed]
+        return [look.at for look in takewhile(lambda look: look.admitted <= left, reversed(before))][-1]

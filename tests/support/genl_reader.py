@@ -1,26 +1,38 @@
-"""A program that reads a WireGuard interface over and over, and says how long a read had to wait.
+"""A program that reads a WireGuard interface over and over, in one of two ways.
 
-    python3 -I genl_reader.py INTERFACE
+    python3 -I genl_reader.py waits INTERFACE
 
-It stands for whatever else on the host needs the kernel's network lock. Every tenth of a second it prints
-a line: monotonic time, reads, the longest read, and by how much the longest pause was overslept (which is
-the machine's doing, not the lock's). It imports next to nothing and goes before all ordinary processes,
-so that what it waits for is the lock. It ends once nobody reads what it prints.
+says how long a read had to wait. It stands for whatever else on the host needs the kernel's network lock.
+Every tenth of a second it prints a line: monotonic time, reads, the longest read, and by how much the
+longest pause was overslept (which is the machine's doing, not the lock's).
+
+    python3 -I genl_reader.py peers INTERFACE
+
+says what is on it. Every tenth of a second it prints a line: monotonic time, peers, how many of them have
+allowed IPs, and 1 if the look was whole, 0 if somebody changed the interface meanwhile. ``wg show`` begins
+anew then, and would say nothing until all changes are over; it is asked only where the kernel has no such
+interface.
+
+It imports next to nothing and goes before ordinary processes, so that what it waits for is the lock. It
+ends once nobody reads what it prints.
 """
 
 import contextlib
 import os
 import socket
 import struct
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 _HEADER = struct.Struct("=IHHIIBBH")  # nlmsghdr, genlmsghdr
 _ATTRIBUTE = struct.Struct("=HH")
-_REQUEST, _DUMP = 1, 0x300
+_REQUEST, _DUMP, _DUMP_INTR = 1, 0x300, 0x10
 _ERROR, _DONE = 2, 3
 _CONTROL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
-_GET_DEVICE, _IFNAME = 0, 2
+_GET_DEVICE, _IFNAME, _PEERS, _PUBLIC_KEY, _ALLOWED_IPS = 0, 2, 8, 1, 9
+_KIND = 0x3FFF
 PAUSE = 0.005
 LINE = 0.1
 
@@ -31,45 +43,103 @@ def _request(kind: int, flags: int, command: int, attribute: int, value: str) ->
     return _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, 1, 0, command, 1, 0) + body
 
 
-def _family(sock: socket.socket) -> int:
-    sock.send(_request(_CONTROL, 0, _GET_FAMILY, _FAMILY_NAME, "wireguard"))
-    reply = sock.recv(65536)
-    at = _HEADER.size
-    while at < len(reply):
-        size, kind = _ATTRIBUTE.unpack_from(reply, at)
-        if kind == _FAMILY_ID:
-            return int(struct.unpack_from("=H", reply, at + 4)[0])
+def _attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The kind of each attribute, and where its value starts and ends."""
+    while at < end:
+        size, kind = _ATTRIBUTE.unpack_from(data, at)
+        yield kind & _KIND, at + 4, at + size
         at += (size + 3) & ~3
-    raise OSError("the kernel has no WireGuard")
 
 
-def _read(sock: socket.socket, request: bytes) -> None:
-    sock.send(request)
+class _Interface:
+    """One interface in the kernel; raises OSError where there is none."""
+
+    def __init__(self, name: str) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)
+        self._sock.bind((0, 0))
+        self._dump = _request(self._family(), _DUMP, _GET_DEVICE, _IFNAME, name)
+
+    def _family(self) -> int:
+        self._sock.send(_request(_CONTROL, 0, _GET_FAMILY, _FAMILY_NAME, "wireguard"))
+        reply = self._sock.recv(65536)
+        if _HEADER.unpack_from(reply)[1] != _ERROR:
+            for kind, at, _ in _attributes(reply, _HEADER.size, len(reply)):
+                if kind == _FAMILY_ID:
+                    return int(struct.unpack_from("=H", reply, at)[0])
+        raise OSError("the kernel has no WireGuard")
+
+    def messages(self) -> Iterator[tuple[int, bytes]]:
+        """The flags and the whole of each message of one dump."""
+        self._sock.send(self._dump)
+        while True:
+            reply = self._sock.recv(65536)
+            at = 0
+            while at < len(reply):
+                length, kind, flags = struct.unpack_from("=IHH", reply, at)
+                if kind == _ERROR:
+                    raise OSError("the interface can't be read")
+                yield flags, b"" if kind == _DONE else reply[at : at + length]
+                if kind == _DONE:
+                    return
+                at += (length + 3) & ~3
+
+    def peers(self) -> tuple[int, int, bool]:
+        """How many peers, how many of them with allowed IPs, and whether nothing changed meanwhile."""
+        messages = list(self.messages())
+        found: dict[bytes, bool] = {}
+        for _, message in messages:
+            for kind, start, end in _attributes(message, _HEADER.size, len(message)):
+                for _, first, last in _attributes(message, start, end) if kind == _PEERS else ():
+                    key, has = b"", False
+                    for what, value, stop in _attributes(message, first, last):
+                        if what == _PUBLIC_KEY:
+                            key = message[value:stop]
+                        elif what == _ALLOWED_IPS:
+                            has = stop > value
+                    # One whose allowed IPs do not fit is in the next message again.
+                    found[key] = has or found.get(key, False)
+        return len(found), sum(found.values()), not any(flags & _DUMP_INTR for flags, _ in messages)
+
+
+def _shown(interface: str) -> tuple[int, int, bool]:
+    argv = ["wg", "show", interface, "allowed-ips"]
+    shown = subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout
+    peers = shown.count(b"\n")
+    return peers, peers - shown.count(b"(none)"), True
+
+
+def _look(name: str) -> Callable[[], tuple[int, int, bool]]:
+    try:
+        interface = _Interface(name)
+        interface.peers()
+    except OSError:
+        return lambda: _shown(name)
+    return interface.peers
+
+
+def peers(name: str) -> None:
+    """Say what is on the interface until nobody listens any more."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
+    look = _look(name)
     while True:
-        reply = sock.recv(65536)
-        at = 0
-        while at < len(reply):
-            length, kind = struct.unpack_from("=IH", reply, at)
-            if kind == _ERROR:
-                raise OSError("the interface can't be read")
-            if kind == _DONE:
-                return
-            at += (length + 3) & ~3
+        peers, admitted, whole = look()
+        os.write(1, f"{time.monotonic():.4f} {peers} {admitted} {whole:d}\n".encode())
+        time.sleep(LINE)
 
 
-def main(interface: str) -> None:
-    """Read until nobody listens any more."""
+def waits(name: str) -> None:
+    """Say how long a read had to wait until nobody listens any more."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)
-    sock.bind((0, 0))
-    request = _request(_family(sock), _DUMP, _GET_DEVICE, _IFNAME, interface)
+    interface = _Interface(name)
     clock, sleep = time.monotonic, time.sleep
     reads, longest, overslept = 0, 0.0, 0.0
     line_at = clock() + LINE
     while True:
         began = clock()
-        _read(sock, request)
+        for _ in interface.messages():
+            pass
         ended = clock()
         sleep(PAUSE)
         woke = clock()
@@ -84,4 +154,4 @@ def main(interface: str) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
-        main(sys.argv[1])
+        {"waits": waits, "peers": peers}[sys.argv[1]](sys.argv[2])

@@ -199,7 +199,7 @@ class Crowd:
             others.wait_reply(PATIENCE)
             moment = act()
             backlog, patience = 0.0, moment + 60 + 0.1 * count
-            while (removed := onlooker.first(lambda look: look.peers == left, moment)) is None:
+            while (removed := onlooker.removed(left, moment)) is None:
                 assert time.monotonic() < patience, "they are not all removed"
                 # Not ten times a second: under emulation a scrape alone takes the agent a tenth.
                 time.sleep(SCRAPE)
@@ -209,14 +209,13 @@ class Crowd:
             until(lambda: len(self._live()) == left - 1, PATIENCE, "core to hear of the ends")
             last_reply = cut.wait_silence(1.0)
             others.wait_reply(PATIENCE)
-            reads = None if bystander is None else bystander.between(moment, removed.at)
-            gone = onlooker.first(lambda look: look.admitted == left, moment)
-        assert gone is not None
+            reads = None if bystander is None else bystander.between(moment, removed)
+            cut_at = onlooker.cut(left, removed)
         return MassEnd(
             count=count,
             last_reply=last_reply - moment,
-            cut=gone.at - moment,
-            removed=removed.at - moment,
+            cut=cut_at - moment,
+            removed=removed - moment,
             backlog=int(backlog),
             lost=others.lost,
             longest_read=None if reads is None else reads.longest,
