@@ -104,14 +104,14 @@ class Bystander(_Watcher):
 
 
 class Look(NamedTuple):
-    """How many peers an interface had at ``at`` (monotonic) or somewhat earlier, and how many allowed IPs.
+    """How many peers an interface had at ``at`` (monotonic) or somewhat earlier, and IPv4 prefixes on them.
 
     What was changed meanwhile may be missing from one that is not whole.
     """
 
     at: float
     peers: int
-    admitted: int
+    prefixes: int
     whole: bool
 
 
@@ -128,8 +128,8 @@ class Onlooker(_Watcher):
         return self
 
     def _take(self, fields: list[bytes]) -> None:
-        at, peers, admitted, whole = fields
-        self._looks.append(Look(float(at), int(peers), int(admitted), whole == b"1"))
+        at, peers, prefixes, whole = fields
+        self._looks.append(Look(float(at), int(peers), int(prefixes), whole == b"1"))
 
     def removed(self, left: int, since: float) -> float | None:
         """When so many peers were left, at the first whole look that says so; None if none does yet."""
@@ -137,6 +137,9 @@ class Onlooker(_Watcher):
         return next((look.at for look in looks if look.peers == left), None)
 
     def cut(self, left: int, removed: float) -> float:
-        """From when on no look, also one that is not whole, saw more than so many admitted."""
+        """From when on no look, also one that is not whole, saw allowed IPs on more than so many peers.
+
+        Each is to have one IPv4 prefix.
+        """
         before = [look for look in list(self._looks) if look.at <= removed]
-        return [look.at for look in takewhile(lambda look: look.admitted <= left, reversed(before))][-1]
+        return [look.at for look in takewhile(lambda look: look.prefixes <= left, reversed(before))][-1]
