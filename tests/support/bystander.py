@@ -27,17 +27,22 @@ class _Watcher:
 
     def __init__(self, space: Namespace) -> None:
         self._space = space
+        self._began = threading.Event()
 
     def _watch(self, mode: str, interface: str) -> None:
         argv = (sys.executable, "-I", str(Path(genl_reader.__file__)), mode, interface)
         self._process = self._space.popen(*argv, stdout=subprocess.PIPE)
         self._thread = threading.Thread(target=self._follow, name=f"{mode} {interface}", daemon=True)
         self._thread.start()
+        # Under emulation the program alone takes seconds to start; what is looked at does not wait for it.
+        if not self._began.wait(60):
+            raise TimeoutError(f"nothing was read of {interface} within a minute")
 
     def _follow(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._take(line.split())
+            self._began.set()
 
     def _take(self, fields: list[bytes]) -> None:
         raise NotImplementedError
