@@ -89,7 +89,7 @@ class _Interface:
 
 def _shown(interface: str) -> tuple[int, int, bool]:
     argv = ["wg", "show", interface, "allowed-ips"]
-    shown = subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout
+    shown = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
     return shown.count(b"\n"), shown.count(b".") // 3, True
 
 
