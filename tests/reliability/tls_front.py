@@ -79,7 +79,8 @@ class TlsFront:
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._cut()
+        with self._lock:
+            self._cut()
         self._threads.shutdown()
 
     def show(self, pair: Pair, client_ca: Path | None = None) -> None:
@@ -89,15 +90,15 @@ class TlsFront:
         if client_ca is not None:
             context.load_verify_locations(client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-        self._context = context
-        self._cut()
+        with self._lock:
+            self._context = context
+            self._cut()
 
     def _cut(self) -> None:
-        with self._lock:
-            for connection in self._open:
-                with contextlib.suppress(OSError):
-                    # Below TLS, whose own state belongs to the connection's thread.
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                # Below TLS, whose own state belongs to the connection's thread.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -108,18 +109,19 @@ class TlsFront:
         assert self._context is not None
         with raw, socket.socket(socket.AF_UNIX) as inner, contextlib.suppress(OSError):
             raw.settimeout(10)
-            tls = self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
-            with tls as outer:
-                _shake_hands(outer)
-                outer.settimeout(None)
-                inner.connect(str(self._to))
-                with self._lock:
-                    self._open |= {outer, inner}
-                try:
+            with self._lock:
+                # Known before it shakes hands: what `show` does not cut has seen what it shows.
+                outer = self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                self._open |= {outer, inner}
+            try:
+                with outer:
+                    _shake_hands(outer)
+                    outer.settimeout(None)
+                    inner.connect(str(self._to))
                     _join(outer, inner)
-                finally:
-                    with self._lock:
-                        self._open -= {outer, inner}
+            finally:
+                with self._lock:
+                    self._open -= {outer, inner}
 
 
 def _shake_hands(tls: ssl.SSLSocket) -> None:
