@@ -1,7 +1,11 @@
 """Nobody is on the VPN past the end of their session, and nobody else loses a packet, whatever happens."""
 
+import json
 import os
 import random
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -44,11 +48,22 @@ def run(folder: Path, rounds: int, seen: Seen) -> None:
         f" sessions meant to end up to {run.early:.1f} s early ({did})",
     )
     if judgement.faults:
-        print(*run.trace, *judgement.faults, sep="\n")
+        print(*run.trace, *judgement.faults, *_logged(site.log, judgement.when), sep="\n")
     assert judgement.faults == ()
     assert run.early < 2 * EARLY
     assert judgement.ends >= rounds / 10
     assert judgement.sure > rounds
+
+
+def _logged(log: Path, when: Sequence[tuple[float, float]]) -> Iterator[str]:
+    """What the agent logged while something was wrong, each line with its monotonic time."""
+    ahead = time.time() - time.monotonic()
+    for text in log.read_text().splitlines():
+        if text.startswith("{"):
+            line = json.loads(text)
+            at = datetime.fromisoformat(line.pop("timestamp")).timestamp() - ahead
+            if any(since - 5 < at < until + 1 for since, until in when):
+                yield f"{at:.2f} {line}"
 
 
 @pytest.mark.netns

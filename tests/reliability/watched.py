@@ -80,7 +80,7 @@ class Judgement:
     """``overrun``: the latest reply past an end in seconds, ``ends`` how many there were.
 
     ``lost``: requests without a reply in the times in which nothing was done to their client, out of
-    ``sure`` seconds. ``faults`` says in words what was wrong.
+    ``sure`` seconds. ``faults`` says in words what was wrong, and ``when`` from when to when (monotonic).
     """
 
     overrun: float
@@ -88,12 +88,14 @@ class Judgement:
     lost: int
     sure: float
     faults: tuple[str, ...]
+    when: tuple[tuple[float, float], ...]
 
 
 def judge(clients: Iterable[Watched], slack: float) -> Judgement:
     """Judge a run that has ended: nobody's reply came more than ``slack`` past the end, nobody missed one."""
     overrun, ends, lost, sure = float("-inf"), 0, 0, 0.0
     faults: list[str] = []
+    when: list[tuple[float, float]] = []
     for watched in clients:
         name, replies = watched.client.name, watched.pings.replies()
         for since, until in watched.off:
@@ -103,6 +105,7 @@ def judge(clients: Iterable[Watched], slack: float) -> Judgement:
             if late and late[-1] > since + slack:
                 past = f"up to {late[-1] - since:.2f} s past its end at {since:.1f}"
                 faults.append(f"{name} had {len(late)} replies {past}")
+                when.append((since, late[-1]))
         for since, until in watched.sure:
             within = [(number, at) for number, at in replies if since <= at <= until]
             missing = within[-1][0] - within[0][0] + 1 - len(within) if within else 0
@@ -111,6 +114,8 @@ def judge(clients: Iterable[Watched], slack: float) -> Judgement:
             lost += max(0, missing)
             if missing > 0:
                 faults.append(f"{name} lost {missing} packets in {until - since:.1f} s, up to {until:.1f}")
+                when.append((since, until))
             if until - last > SILENCE:
                 faults.append(f"{name} was not answered for {until - last:.1f} s, up to {until:.1f}")
-    return Judgement(overrun, ends, lost, sure, tuple(faults))
+                when.append((last, until))
+    return Judgement(overrun, ends, lost, sure, tuple(faults), tuple(when))
