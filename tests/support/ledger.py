@@ -53,6 +53,8 @@ class Row:
     tests: list[str] = field(default_factory=list)
     sightings: list[Sighting] = field(default_factory=list)
     failed: int = 0
+    before: list[list[Sighting]] = field(default_factory=list)
+    """What each run saw that failed before a part was run anew."""
 
 
 class Ledger:
@@ -68,8 +70,15 @@ class Ledger:
                 self._seen[test] = {**value, "passed": passed}
 
     def keep(self, file: Path) -> None:
-        """Add what earlier runs of other parts have left in ``file``, and leave all of it there."""
+        """Add what earlier runs have left in ``file``, and leave all of it there.
+
+        Of a part that was run anew the last run counts; that it failed before is not forgotten.
+        """
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for test, value in self._seen.items():
+            if (earlier := before.get(test)) is not None:
+                failed = [] if earlier["passed"] else [earlier["seen"]]
+                value["failed_before"] = [*earlier.get("failed_before", ()), *failed]
         self._seen = before | self._seen
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(self._seen, indent=1), encoding="utf-8")
@@ -85,20 +94,23 @@ class Ledger:
             row.tests.append(test.partition("[")[0])
             row.failed += not value["passed"]
             row.sightings += [Sighting(**sighting) for sighting in value["seen"]]
+            row.before += [[Sighting(**s) for s in run] for run in value.get("failed_before", ())]
         return list(rows.values())
 
     def render(self, version: str) -> str:
         """Return the document."""
         rows = self._rows()
         kernels = sorted({s.kernel for row in rows for s in row.sightings if s.kernel})
-        overruns = [s.overrun for row in rows for s in row.sightings if s.overrun is not None]
-        lost = sum(s.lost or 0 for row in rows for s in row.sightings)
+        everything = [s for row in rows for some in (row.sightings, *row.before) for s in some]
+        overruns = [s.overrun for s in everything if s.overrun is not None]
+        lost = sum(s.lost or 0 for s in everything)
         head = [
             "# Reliability",
             "",
             "Written by `make reliability`: each line is a fault that was really provoked, what had to hold",
             "nevertheless, how often it was tried, and what was seen. `make test` runs most of them with",
-            "fewer rounds.",
+            "fewer rounds. A part may have been run anew; then its last run stands here, and each before",
+            "it that failed.",
             "",
             f"- wg-agent {version}, on {'; '.join(kernels) or 'no kernel: nothing was measured'}",
             f"- worst reply past a deadline: {_seconds(max(overruns)) if overruns else 'none measured'}",
@@ -125,14 +137,20 @@ def _tried(row: Row) -> int:
 
 def _said(row: Row) -> str:
     parts = [f"**{row.failed} FAILED**"] if row.failed else []
-    overruns = [s.overrun for s in row.sightings if s.overrun is not None]
-    lost = [s.lost for s in row.sightings if s.lost is not None]
+    parts += _figures(row.sightings)
+    parts += [f"**FAILED in an earlier run**: {', '.join(_figures(run))}" for run in row.before]
+    return "; ".join(parts) or "held"
+
+
+def _figures(sightings: list[Sighting]) -> list[str]:
+    parts = []
+    overruns = [s.overrun for s in sightings if s.overrun is not None]
+    lost = [s.lost for s in sightings if s.lost is not None]
     if overruns:
         parts.append(f"worst overrun {_seconds(max(overruns))}")
     if lost:
         parts.append(f"{sum(lost)} packets lost by others")
-    parts += dict.fromkeys(s.note for s in row.sightings if s.note)
-    return "; ".join(parts) or "held"
+    return [*parts, *dict.fromkeys(s.note for s in sightings if s.note)]
 
 
 def _seconds(seconds: float) -> str:

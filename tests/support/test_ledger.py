@@ -41,3 +41,15 @@ def test_a_part_that_runs_anew_replaces_its_own_lines_and_keeps_the_others(tmp_p
         ledger.add(test, [line(overrun=overrun)], passed=True)
         ledger.keep(file)
     assert "worst overrun 500 ms" in ledger.render("1")
+
+
+def test_a_part_that_failed_and_holds_when_run_anew_still_shows_that_it_failed(tmp_path: Path) -> None:
+    file = tmp_path / "seen.json"
+    ledger = Ledger()
+    for overrun, passed in ((5.1, False), (0.25, True), (0.5, True)):
+        ledger = Ledger()
+        ledger.add("a.py::one", [line(overrun=overrun)], passed=passed)
+        ledger.keep(file)
+    text = ledger.render("1")
+    assert "worst overrun 500 ms; **FAILED in an earlier run**: worst overrun 5.1 s" in text
+    assert "- worst reply past a deadline: 5.1 s" in text
