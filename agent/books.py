@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import structlog
 
+from agent import clock
 from agent.errors import JournalError
 from agent.journal import Contact, Entry, Journal, Loaded
 from agent.model import (
@@ -25,10 +26,12 @@ from agent.model import (
     SessionEnd,
     SessionPolicy,
 )
+from agent.sessions import Liveness, Session
 from agent.state import State
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
+_Rows = dict[PublicKey, tuple[Session, Liveness | None]]
 
 _CONTACT_EVERY: Final = 10.0
 """Seconds between two records of the last contact with core, when nothing else is written."""
@@ -37,22 +40,35 @@ _FORGET_EVERY: Final = 3600.0
 """Seconds between two times that dead ids are forgotten, where no pull is an occasion."""
 
 PATIENCE: Final = 2.0
-"""Seconds that the disk may take for one call: deadlines do not wait for one that hangs."""
+"""Seconds that the disk may take for one call before it counts as hanging."""
+_LOOK_UP: Final = 0.25
+"""Seconds that the disk may take before somebody sees to what can't wait for it."""
 _PER_ROW: Final = 0.001
 _SILENT: Final = "the journal's disk does not answer"
 _REMEDY: Final = "no new session is admitted until it does"
 
 
-class Books:
-    """The journal of one state. A write that fails returns False and is made good later."""
+async def _nothing() -> None:
+    """Nothing that can't wait."""
 
-    def __init__(self, journal: Journal, state: State) -> None:
+
+class Books:
+    """The journal of one state. A write that fails returns False and is made good later.
+
+    While the disk takes its time over a write, ``meanwhile`` is awaited again and again. It may move the
+    state: what has changed since it was handed to the disk is still to be journalled.
+    """
+
+    def __init__(
+        self, journal: Journal, state: State, meanwhile: Callable[[], Awaitable[None]] = _nothing
+    ) -> None:
         self.ok = True
         """Whether the journal could be written the last time."""
         self.heard = Contact(None, 0.0)
         """The last byte from core."""
         self._journal = journal
         self._state = state
+        self._meanwhile = meanwhile
         self._disk = ThreadPoolExecutor(1, "journal")
         self._hanging: asyncio.Future[Any] | None = None
         self._known: set[str] = set()
@@ -86,8 +102,8 @@ class Books:
     async def before_kernel(self) -> list[PublicKey]:
         """Journal sessions as they are; return the peers whose new session could not be."""
         state = self._state
-        keys = [key for key in state.to_journal if key in state.sessions]
-        entry = Entry(sessions=[(state.sessions[key], state.liveness.get(key)) for key in keys])
+        rows = self._rows(state.to_journal)
+        entry = Entry(sessions=list(rows.values()))
         # A session and the end of the one that it replaces go together: of two rows of one peer a
         # restart could not tell which is which.
         ended = state.roster.ended
@@ -98,11 +114,11 @@ class Books:
         ]
         if await self.write(entry):
             self._known.update(session.id for session, _ in entry.sessions)
-            for key in keys:
-                state.to_journal.pop(key, None)
+            self._are_journalled(rows)
             return []
+        live = {key: state.sessions[key] for key in rows if key in state.sessions}
         refused = state.roster.refused
-        return [k for k in keys if state.sessions[k].id not in self._known and k not in refused]
+        return [key for key, s in live.items() if s.id not in self._known and key not in refused]
 
     async def after_kernel(
         self, now: Now, *, pulled: bool, except_for: Collection[PublicKey]
@@ -116,11 +132,11 @@ class Books:
         ends = tuple(end for end in state.ends if end.public_key not in except_for)
         entry = Entry(ends=[(end, ended.get(end.session_id, end.ended_at)) for end in ends])
         # Signs of life and lowered ceilings, which no plan has carried to the journal.
-        keys = [k for k in state.to_journal if k in state.sessions and state.sessions[k].id in self._known]
-        entry.sessions = [(state.sessions[key], state.liveness.get(key)) for key in keys]
-        peers = (state.roster.peers.get(key) for key in state.relisted)
-        entry.peers = [peer for peer in peers if peer is not None]
-        entry.unlisted = [key for key in state.relisted if key not in state.roster.peers]
+        rows = {key: row for key, row in self._rows(state.to_journal).items() if row[0].id in self._known}
+        entry.sessions = list(rows.values())
+        relisted = {key: state.roster.peers.get(key) for key in state.relisted}
+        entry.peers = [peer for peer in relisted.values() if peer is not None]
+        entry.unlisted = [key for key, peer in relisted.items() if peer is None]
         place = None
         if state.epoch is not None and state.location is not None:
             place = (state.location, state.interface, state.session_policy)
@@ -136,15 +152,26 @@ class Books:
             return ()
         if entry.contact is not None:
             self._contact_at = now.boot
-        for key in keys:
-            state.to_journal.pop(key, None)
+        self._are_journalled(rows)
         self._place, self._addresses_due = place, None
-        state.relisted.clear()
+        state.relisted -= {key for key, peer in relisted.items() if state.roster.peers.get(key) is peer}
         if ends:
             done = {end.session_id for end in ends}
             self._known -= done
             state.ends[:] = [end for end in state.ends if end.session_id not in done]
         return ends
+
+    def _rows(self, keys: Iterable[PublicKey]) -> _Rows:
+        """The sessions of those that have one, as they are now."""
+        sessions, liveness = self._state.sessions, self._state.liveness
+        return {key: (sessions[key], liveness.get(key)) for key in keys if key in sessions}
+
+    def _are_journalled(self, rows: _Rows) -> None:
+        """What is still as it was handed to the disk need not be journalled again."""
+        sessions, liveness = self._state.sessions, self._state.liveness
+        for key, row in rows.items():
+            if (sessions.get(key), liveness.get(key)) == row:
+                self._state.to_journal.pop(key, None)
 
     async def observed(self, keys: Iterable[PublicKey]) -> bool:
         """Journal the traffic of these peers, so that no later report can be behind an earlier one.
@@ -200,7 +227,9 @@ class Books:
             return True
         try:
             rows = len(entry.sessions) + len(entry.ends) + len(entry.traffic) + len(entry.peers)
-            await self._in_thread(lambda: self._journal.write(entry), PATIENCE + _PER_ROW * rows)
+            await self._in_thread(
+                lambda: self._journal.write(entry), PATIENCE + _PER_ROW * rows, self._meanwhile
+            )
         except JournalError as error:
             self._failed(error)
             return False
@@ -214,7 +243,12 @@ class Books:
             _log.error("journal can't be used", error=error.message, hint=error.hint)
         self.ok = False
 
-    async def _in_thread(self, work: Callable[[], _T], patience: float | None = None) -> _T:
+    async def _in_thread(
+        self,
+        work: Callable[[], _T],
+        patience: float | None = None,
+        meanwhile: Callable[[], Awaitable[None]] = _nothing,
+    ) -> _T:
         """Do it in the journal's thread; raises JournalError if the disk takes too long.
 
         A call that hangs goes on in its thread and may still be carried out, which is harmless: all
@@ -224,9 +258,12 @@ class Books:
             raise JournalError(_SILENT, _REMEDY)
         self._hanging = None
         future = asyncio.get_running_loop().run_in_executor(self._disk, work)
-        try:
-            return await asyncio.wait_for(asyncio.shield(future), patience or PATIENCE)
-        except TimeoutError:
-            self._hanging = future
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())
-            raise JournalError(_SILENT, _REMEDY) from None
+        until = clock.monotonic() + (patience or PATIENCE)
+        while (left := until - clock.monotonic()) > 0:
+            done, _ = await asyncio.wait((future,), timeout=min(left, _LOOK_UP))
+            if done:
+                return future.result()
+            await meanwhile()
+        self._hanging = future
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        raise JournalError(_SILENT, _REMEDY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,7 +83,8 @@ Event = Pulled | Changes | Tick | Observe | LookAtGuard | Reap | End | Configure
 
 @dataclass(slots=True)
 class Step:
-    """What one step has taken in."""
+    """What one step takes in: ``pending`` is still to be taken, ``waiting`` wants an answer."""
 
-    events: list[Event]
+    pending: deque[Event]
+    ticks: list[Tick] = field(default_factory=list)
     waiting: list[Pulled | Changes | End] = field(default_factory=list)

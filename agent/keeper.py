@@ -72,6 +72,8 @@ class Keeper:
         self._up = False
         self._behind = False
         self._added_early = False
+        self._left: DeviceError | None = None
+        """A failure that the next plan has to begin with."""
 
     async def start(self) -> ObservedDevice:
         """Find or make the interface, and take over whom the restored state knows; what was found.
@@ -179,6 +181,27 @@ class Keeper:
         if did_something:
             self._metrics.apply_seconds.observe(clock.monotonic() - started)
 
+    async def let_go(self) -> None:
+        """Take off the interface who has to go, amid whatever else is under way.
+
+        All else that these peers need (the guard's elements, another session) and what fails here is left
+        to ``follow``.
+        """
+        state, now = self._state, self._clock()
+        going = {key for key in state.dirty - self.stuck if state.wanted(key, now) is None}
+        if not going or self._left is not None:
+            return
+
+        async def go_on() -> bool:
+            return True
+
+        if self._warden is not None:
+            await self._warden.before_removes(now)
+        try:
+            await self.writer.carry_out(make_plan(((key, None) for key in going), self.writer.mirror), go_on)
+        except DeviceError as error:
+            self._left = error
+
     async def reap(self) -> bool:
         """Remove a handful of the peers that were cut; return whether there are more."""
         try:
@@ -243,6 +266,9 @@ class Keeper:
     async def _carry_out(self, between: Between, *, one_by_one: bool) -> bool:
         """Plan for the dirty peers and carry it out; what turns up meanwhile is dirty again."""
         state, writer = self._state, self.writer
+        if self._left is not None:
+            error, self._left = self._left, None
+            raise error
         now = self._clock()
         state.tick(now)
         dirty, state.dirty = state.dirty - self.stuck, set()
@@ -263,6 +289,10 @@ class Keeper:
             for key in plan.adopted:
                 state.adopted(key, now)
             unjournalled = await self._books.before_kernel()
+            if not state.dirty.isdisjoint(dirty):
+                # While the disk worked somebody had to go, or was given something else.
+                state.dirty |= dirty
+                return True
             unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, self._clock())
             # Whom core has not listed yet can't be refused: that peer is left as it was found.
             unguarded = [key for key in unguarded if key in state.roster.peers]

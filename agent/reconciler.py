@@ -8,6 +8,7 @@ Nothing else writes to the interface or the journal.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, assert_never
 
@@ -81,7 +82,7 @@ class Reconciler:
         self.core_lost_grace = core_lost_grace
         self.core_connected = False
         self.core_error = ""
-        self._books = Books(journal, state)
+        self._books = Books(journal, state, self._while_the_disk_works)
         self._warden = warden
         self._keeper = Keeper(
             state=state,
@@ -111,6 +112,7 @@ class Reconciler:
         """Why the interface could not be read at the last look."""
         self._finished = False
         self._moved = asyncio.Event()
+        self._under_way: Step | None = None
 
     # Inbox.
 
@@ -261,14 +263,14 @@ class Reconciler:
     # One step: take the events, make the interface follow, answer.
 
     async def _step(self, events: Sequence[Event]) -> None:
-        step = Step(list(events))
+        self._under_way = step = Step(deque(events))
         try:
             ends = await self._books.retry() if not self._books.ok else None
             if ends is not None:
                 self.reports.ended(ends)
                 self.state.unblock(self._clock())
-            for event in events:
-                await self._take(event, step)
+            while step.pending:
+                await self._take(step.pending.popleft(), step)
             now = self._clock()
             self.state.tick(now)
             self._check_core_lost(now)
@@ -286,9 +288,9 @@ class Reconciler:
         self._metrics.sessions_active.set(len(self.state.sessions))
         self._metrics.reap_backlog.set(len(self.writer.to_reap))
         self._moved.set()
-        for item in step.events:
-            if isinstance(item, Tick):
-                item.done()
+        self._under_way = None
+        for tick in step.ticks:
+            tick.done()
 
     def _note_broken(self, error: AgentError | None) -> None:
         if error is not None and str(error) != self._broken:
@@ -328,7 +330,9 @@ class Reconciler:
                 await self._keeper.look_at_guard()
             case AskPlan(answer):
                 await self._answer_plan(answer)
-            case Tick() | Reap():
+            case Tick():
+                step.ticks.append(event)
+            case Reap():
                 pass
             case _:
                 assert_never(event)
@@ -414,6 +418,10 @@ class Reconciler:
 
         await self._keeper.follow(between)
         await self._keep_books()
+        while self.state.dirty:
+            # Something was taken in while the disk worked, and is answered with this step.
+            await self._keeper.follow(between)
+            await self._keep_books()
         if await self._keeper.reap():
             self._queue.put_nowait(Reap())
 
@@ -426,19 +434,41 @@ class Reconciler:
         self._alive()
         await self._keeper.tick()
         state, before = self.state, len(self.state.ends)
-        others: list[Event] = []
-        while not self._queue.empty():
-            item = self._queue.get_nowait()
-            if isinstance(item, Pulled | Changes | End):
-                step.events.append(item)
-                await self._take(item, step)
-            else:
-                others.append(item)
-        for item in others:
-            self._queue.put_nowait(item)
+        await self._take_news(step, snapshots=True)
         now = self._clock()
         state.tick(now)
         return len(state.ends) == before and not any(state.wanted(key, now) is None for key in state.dirty)
+
+    async def _while_the_disk_works(self) -> None:
+        """Neither a deadline nor a revocation waits for the disk, and the lease does not lapse for it.
+
+        Whoever has to go goes; all else follows when the step goes on.
+        """
+        if self._under_way is None:
+            return
+        await self._take_news(self._under_way, snapshots=False)
+        self.state.tick(self._clock())
+        await self._keeper.tick()
+        await self._keeper.let_go()
+
+    async def _take_news(self, step: Step, *, snapshots: bool) -> None:
+        """Take what core and the operator want by now into the step under way; the rest waits its turn.
+
+        Without ``snapshots`` all that comes after one waits for it, too.
+        """
+        waiting = step.pending
+        while not self._queue.empty():
+            waiting.append(self._queue.get_nowait())
+        others: list[Event] = []
+        while waiting and (snapshots or not isinstance(waiting[0], Pulled)):
+            item = waiting.popleft()
+            if isinstance(item, Pulled | Changes | End):
+                await self._take(item, step)
+            else:
+                others.append(item)
+        for item in (*others, *waiting):
+            self._queue.put_nowait(item)
+        waiting.clear()
 
     async def _keep_books(self) -> None:
         """Journal, count and report what ended, now that the interface has followed."""

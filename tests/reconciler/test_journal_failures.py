@@ -1,11 +1,9 @@
 """A journal that can't be written: nothing new is admitted, nothing that is live is touched (rule 15)."""
 
 import base64
-import threading
 
 import pytest
 
-from agent import books
 from agent.model import Now, Refusal
 from agent.ports import Verdict
 from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
@@ -246,29 +244,3 @@ def test_a_peer_that_was_refused_is_not_admitted_by_an_older_record_after_a_rebo
     world.reboot()
     assert world.clock() != Now(NOW.boot, NOW.wall)
     with_agent(world, after)
-
-
-def test_a_disk_that_hangs_does_not_delay_a_deadline_or_a_revocation(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = threading.Event()
-
-    async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([live(1, lasts=30), live(2), peer(3)]))
-        world.disk_takes = answers.wait  # type: ignore[assignment]
-        monkeypatch.setattr(books, "PATIENCE", 0.1)
-        outcome = await agent.give([core.change(granted(3, grant("s3", 3)))])
-        assert [r.reason for r in outcome.refused] == ["not_journalled"]
-        await agent.give([core.change(revoked(2, "s2"))])
-        world.clock.advance(30)
-        await agent.tick()
-        assert world.on_interface() == {}
-        assert agent.ends() == {}
-        monkeypatch.undo()
-        answers.set()
-        while not agent.reconciler.status()["journal_ok"]:
-            await agent.tick()
-        assert world.on_interface() == {key(3): psk(3)}
-        assert agent.ends() == {"s1": "expired", "s2": "revoked"}
-
-    with_agent(world, scenario)
