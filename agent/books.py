@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import structlog
 
-from agent import clock
 from agent.errors import JournalError
 from agent.journal import Contact, Entry, Journal, Loaded
 from agent.model import (
@@ -26,6 +25,7 @@ from agent.model import (
     SessionEnd,
     SessionPolicy,
 )
+from agent.patience import Patience
 from agent.sessions import Liveness, Session
 from agent.state import State
 
@@ -41,34 +41,27 @@ _FORGET_EVERY: Final = 3600.0
 
 PATIENCE: Final = 2.0
 """Seconds that the disk may take for one call before it counts as hanging."""
-_LOOK_UP: Final = 0.25
-"""Seconds that the disk may take before somebody sees to what can't wait for it."""
 _PER_ROW: Final = 0.001
+_DISK: Final = "the journal's disk"
 _SILENT: Final = "the journal's disk does not answer"
 _REMEDY: Final = "no new session is admitted until it does"
-
-
-async def _nothing() -> None:
-    """Nothing that can't wait."""
 
 
 class Books:
     """The journal of one state. A write that fails returns False and is made good later.
 
-    While the disk takes its time over a write, ``meanwhile`` is awaited again and again. It may move the
-    state: what has changed since it was handed to the disk is still to be journalled.
+    The state may move while the disk takes its time: what has changed since it was handed to the disk is
+    still to be journalled.
     """
 
-    def __init__(
-        self, journal: Journal, state: State, meanwhile: Callable[[], Awaitable[None]] = _nothing
-    ) -> None:
+    def __init__(self, journal: Journal, state: State, patience: Patience | None = None) -> None:
         self.ok = True
         """Whether the journal could be written the last time."""
         self.heard = Contact(None, 0.0)
         """The last byte from core."""
         self._journal = journal
         self._state = state
-        self._meanwhile = meanwhile
+        self._patience = patience or Patience()
         self._disk = ThreadPoolExecutor(1, "journal")
         self._hanging: asyncio.Future[Any] | None = None
         self._known: set[str] = set()
@@ -194,7 +187,8 @@ class Books:
     async def reported(self, ends: Sequence[SessionEnd]) -> None:
         """Core has taken these ends; raises JournalError if that can't be remembered."""
         entry = Entry(reported=[end.session_id for end in ends])
-        await self._in_thread(lambda: self._journal.write(entry))
+        # Reports go on beside the reconciler's steps: what can't wait there is not for them to see to.
+        await self._in_thread(lambda: self._journal.write(entry), patience=Patience())
 
     async def retry(self) -> tuple[SessionEnd, ...] | None:
         """After a failure: None if the journal still can't be written.
@@ -227,9 +221,7 @@ class Books:
             return True
         try:
             rows = len(entry.sessions) + len(entry.ends) + len(entry.traffic) + len(entry.peers)
-            await self._in_thread(
-                lambda: self._journal.write(entry), PATIENCE + _PER_ROW * rows, self._meanwhile
-            )
+            await self._in_thread(lambda: self._journal.write(entry), PATIENCE + _PER_ROW * rows)
         except JournalError as error:
             self._failed(error)
             return False
@@ -244,10 +236,7 @@ class Books:
         self.ok = False
 
     async def _in_thread(
-        self,
-        work: Callable[[], _T],
-        patience: float | None = None,
-        meanwhile: Callable[[], Awaitable[None]] = _nothing,
+        self, work: Callable[[], _T], at_most: float | None = None, patience: Patience | None = None
     ) -> _T:
         """Do it in the journal's thread; raises JournalError if the disk takes too long.
 
@@ -258,12 +247,9 @@ class Books:
             raise JournalError(_SILENT, _REMEDY)
         self._hanging = None
         future = asyncio.get_running_loop().run_in_executor(self._disk, work)
-        until = clock.monotonic() + (patience or PATIENCE)
-        while (left := until - clock.monotonic()) > 0:
-            done, _ = await asyncio.wait((future,), timeout=min(left, _LOOK_UP))
-            if done:
-                return future.result()
-            await meanwhile()
-        self._hanging = future
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        raise JournalError(_SILENT, _REMEDY)
+        try:
+            return await (patience or self._patience).wait_for(_DISK, future, at_most or PATIENCE)
+        except TimeoutError:
+            self._hanging = future
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise JournalError(_SILENT, _REMEDY) from None

@@ -83,8 +83,12 @@ Event = Pulled | Changes | Tick | Observe | LookAtGuard | Reap | End | Configure
 
 @dataclass(slots=True)
 class Step:
-    """What one step takes in: ``pending`` is still to be taken, ``waiting`` wants an answer."""
+    """What one step takes in: ``pending`` is still to be taken, ``waiting`` wants an answer.
+
+    While it is not ``open`` nothing more is taken in: what is under way comes first, or it was answered.
+    """
 
     pending: deque[Event]
     ticks: list[Tick] = field(default_factory=list)
     waiting: list[Pulled | Changes | End] = field(default_factory=list)
+    open: bool = True

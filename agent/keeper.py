@@ -28,6 +28,7 @@ from agent.model import (
     Refusal,
     RemovePeer,
 )
+from agent.patience import Patience
 from agent.plan import Drift, DriftKind, Plan, make_plan
 from agent.ports import Link
 from agent.state import State
@@ -35,6 +36,8 @@ from agent.warden import Warden
 from agent.writer import Writer
 
 _log = structlog.get_logger(__name__)
+
+_RTNETLINK: Final = "the kernel's network configuration"
 
 ROUNDS: Final = 3
 """Whole plans tried after failures, before it goes peer by peer."""
@@ -54,6 +57,7 @@ class Keeper:
         books: Books,
         metrics: Metrics,
         read_clock: Callable[[], Now],
+        patience: Patience,
         warden: Warden | None = None,
     ) -> None:
         self.writer = Writer(lambda: link.device, state.traffic.added)
@@ -66,6 +70,7 @@ class Keeper:
         self._books = books
         self._metrics = metrics
         self._clock = read_clock
+        self._patience = patience
         self._warden = warden
         self._settings: InterfaceSettings | None = None
         self._made = False
@@ -127,7 +132,7 @@ class Keeper:
     async def _look_at_link(self) -> None:
         if self._settings is None:
             return
-        drift = await self._link.drift()
+        drift = await self._patience.wait_for(_RTNETLINK, self._link.drift())
         self._note_drift(*drift)
         if drift:
             self._settings, self._up = None, False
@@ -139,8 +144,8 @@ class Keeper:
             self._note_guard_drift()
 
     async def tick(self) -> None:
-        """Show the kernel that the agent is alive."""
-        if self._warden is not None:
+        """Show the kernel that the agent is alive; not while the guard is waited for."""
+        if self._warden is not None and not self._warden.busy:
             await self._warden.tick()
             self._note_guard_drift()
 
@@ -195,7 +200,7 @@ class Keeper:
         async def go_on() -> bool:
             return True
 
-        if self._warden is not None:
+        if self._warden is not None and not self._warden.busy:
             await self._warden.before_removes(now)
         try:
             await self.writer.carry_out(make_plan(((key, None) for key in going), self.writer.mirror), go_on)
@@ -237,7 +242,7 @@ class Keeper:
             return
         before = self._link.addresses
         try:
-            for change in await self._link.configure(settings):
+            for change in await self._patience.wait_for(_RTNETLINK, self._link.configure(settings)):
                 _log.info("interface changed", change=change)
         except DeviceError as error:
             self._keep_fault(error)
@@ -250,7 +255,7 @@ class Keeper:
         if self._up or not self._knows_settings:
             return
         try:
-            await self._link.bring_up()
+            await self._patience.wait_for(_RTNETLINK, self._link.bring_up())
         except DeviceError as error:
             self._keep_fault(error)
         else:
@@ -289,11 +294,11 @@ class Keeper:
             for key in plan.adopted:
                 state.adopted(key, now)
             unjournalled = await self._books.before_kernel()
+            unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, self._clock())
             if not state.dirty.isdisjoint(dirty):
-                # While the disk worked somebody had to go, or was given something else.
+                # Meanwhile one of them had to go, or was given something else.
                 state.dirty |= dirty
                 return True
-            unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, self._clock())
             # Whom core has not listed yet can't be refused: that peer is left as it was found.
             unguarded = [key for key in unguarded if key in state.roster.peers]
             if unjournalled or unguarded:

@@ -41,6 +41,7 @@ from agent.model import (
     PublicKey,
     Snapshot,
 )
+from agent.patience import Patience
 from agent.ports import Link, Outcome
 from agent.reporting import Reporting
 from agent.sessions import Limits
@@ -82,12 +83,16 @@ class Reconciler:
         self.core_lost_grace = core_lost_grace
         self.core_connected = False
         self.core_error = ""
-        self._books = Books(journal, state, self._while_the_disk_works)
+        patience = Patience(self._meanwhile)
+        self._books = Books(journal, state, patience)
         self._warden = warden
+        if warden is not None:
+            warden.patience = patience
         self._keeper = Keeper(
             state=state,
             link=link,
             books=self._books,
+            patience=patience,
             metrics=metrics,
             read_clock=read_clock,
             warden=warden,
@@ -265,6 +270,19 @@ class Reconciler:
     async def _step(self, events: Sequence[Event]) -> None:
         self._under_way = step = Step(deque(events))
         try:
+            await self._work_off(step)
+        finally:
+            self._under_way = None
+        audit.changed(self._taken)
+        self._taken.clear()
+        self._metrics.sessions_active.set(len(self.state.sessions))
+        self._metrics.reap_backlog.set(len(self.writer.to_reap))
+        self._moved.set()
+        for tick in step.ticks:
+            tick.done()
+
+    async def _work_off(self, step: Step) -> None:
+        try:
             ends = await self._books.retry() if not self._books.ok else None
             if ends is not None:
                 self.reports.ended(ends)
@@ -278,19 +296,13 @@ class Reconciler:
         except AgentError as error:
             self._note_broken(error)
             self._fail(step, error)
+            # Whatever comes from here on is the next step's: this one has been answered.
+            step.open = False
+            # Those whose sessions live on are not to lapse because the device does not follow.
+            await self._keeper.tick()
         else:
             self._note_broken(self._not_seen or self._keeper.link_fault)
             self._answer(step)
-        # Also where the device does not follow: those whose sessions live on are not to lapse for it.
-        await self._keeper.tick()
-        audit.changed(self._taken)
-        self._taken.clear()
-        self._metrics.sessions_active.set(len(self.state.sessions))
-        self._metrics.reap_backlog.set(len(self.writer.to_reap))
-        self._moved.set()
-        self._under_way = None
-        for tick in step.ticks:
-            tick.done()
 
     def _note_broken(self, error: AgentError | None) -> None:
         if error is not None and str(error) != self._broken:
@@ -302,10 +314,13 @@ class Reconciler:
             case Pulled(snapshot):
                 step.waiting.append(event)
                 if self.position is None:
+                    # Changes on top of it wait for it.
+                    step.open = False
                     try:
                         await self._keeper.before_first_state()
                     except DeviceError as error:
                         self._not_seen = error
+                    step.open = True
                 self._take_snapshot(event, snapshot)
             case Changes(changes):
                 step.waiting.append(event)
@@ -416,12 +431,13 @@ class Reconciler:
         async def between() -> bool:
             return await self._may_go_on(step)
 
-        await self._keeper.follow(between)
-        await self._keep_books()
-        while self.state.dirty:
-            # Something was taken in while the disk worked, and is answered with this step.
+        while True:
             await self._keeper.follow(between)
             await self._keep_books()
+            await self._keeper.tick()
+            # What was taken in after the interface had followed is answered with this step, too.
+            if not self.state.dirty:
+                break
         if await self._keeper.reap():
             self._queue.put_nowait(Reap())
 
@@ -432,24 +448,26 @@ class Reconciler:
         to go because of it.
         """
         self._alive()
-        await self._keeper.tick()
         state, before = self.state, len(self.state.ends)
+        await self._keeper.tick()
         await self._take_news(step, snapshots=True)
         now = self._clock()
         state.tick(now)
         return len(state.ends) == before and not any(state.wanted(key, now) is None for key in state.dirty)
 
-    async def _while_the_disk_works(self) -> None:
-        """Neither a deadline nor a revocation waits for the disk, and the lease does not lapse for it.
+    async def _meanwhile(self) -> None:
+        """While a step waits: no deadline and no revocation does, and the lease does not lapse for it.
 
         Whoever has to go goes; all else follows when the step goes on.
         """
-        if self._under_way is None:
+        step = self._under_way
+        if step is None:
             return
-        await self._take_news(self._under_way, snapshots=False)
+        if step.open:
+            await self._take_news(step, snapshots=False)
         self.state.tick(self._clock())
-        await self._keeper.tick()
         await self._keeper.let_go()
+        await self._keeper.tick()
 
     async def _take_news(self, step: Step, *, snapshots: bool) -> None:
         """Take what core and the operator want by now into the step under way; the rest waits its turn.

@@ -8,9 +8,9 @@ after it no longer does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -19,11 +19,15 @@ from agent.encoding import format_key
 from agent.errors import GuardDrifted, GuardError
 from agent.guard import TOLERANCE, Admission, GuardContents, GuardDrift, compare, slept_since
 from agent.model import DesiredPeer, Now, Prefix, PublicKey
+from agent.patience import Patience
 from agent.ports import Guard
 from agent.sessions import Deadline
 from agent.state import State
 
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+_Held = tuple[tuple[Prefix, ...], Deadline | None]
+"""A peer's prefixes as they were admitted, and until when."""
 
 _LEASE_EVERY: Final = 1.0
 """Seconds between two renewals of the lease: once a tick."""
@@ -46,6 +50,10 @@ class Warden:
         """Why the guard is not in force though it is needed; empty if it is, or is not needed."""
         self.drift: list[GuardDrift] = []
         """What somebody else has changed, found at a look or on the way; to be taken."""
+        self.patience = Patience()
+        """What the guard is waited for with: the state may move meanwhile."""
+        self.busy = False
+        """Whether the guard is waited for right now: it is not to be asked anything else."""
         self._state = state
         self._guard = guard
         self._clock = read_clock
@@ -53,7 +61,7 @@ class Warden:
         self._up = False
         self._left_over = False
         """Whether there may be a table of an earlier life that was not taken over."""
-        self._held: dict[PublicKey, tuple[tuple[Prefix, ...], Deadline | None]] = {}
+        self._held: dict[PublicKey, _Held] = {}
         self._owner: dict[Prefix, PublicKey] = {}
         self._untidy = False
         """Whether the table may hold elements of ours that are not known here."""
@@ -79,7 +87,7 @@ class Warden:
         It goes on ending sessions, whoever knows of it.
         """
         try:
-            contents = await self._guard.read()
+            contents = await self._ask(self._guard.read())
         except GuardError as error:
             _log.warning("the guard can't be read", error=str(error))
             self._left_over = self._untidy = True
@@ -164,7 +172,7 @@ class Warden:
             self._untidy = True
             return
         try:
-            await self._guard.dismiss(gone)
+            await self._ask(self._guard.dismiss(gone))
         except GuardError as error:
             # The elements end at their deadline; the next look finds those that are still there.
             self._untidy = True
@@ -177,7 +185,7 @@ class Warden:
         if self._is_hopeless():
             return
         try:
-            await self._guard.lower()
+            await self._ask(self._guard.lower())
         except GuardError as error:
             if str(error) != self._stays:
                 _log.error("the guard could not be taken down, tried again soon", error=str(error))
@@ -199,7 +207,7 @@ class Warden:
         self._renewed_at = clock.monotonic()
         now = self._clock()
         try:
-            await self._guard.renew_lease(self.lease or None)
+            await self._ask(self._guard.renew_lease(self.lease or None))
             if self._up and slept_since(self._offset, now.boot, clock.monotonic()):
                 self._offset = now.boot - clock.monotonic()
                 await self._admit(self._admissions(self._everybody(), now))
@@ -221,7 +229,7 @@ class Warden:
             self._state.dirty.update(self._everybody())
             return
         try:
-            contents = await self._guard.read()
+            contents = await self._ask(self._guard.read())
             now = self._clock()
             wanted = self._settled(now)
             if contents is not None:
@@ -232,7 +240,7 @@ class Warden:
             if repair.rebuild:
                 await self._raise(now)
             if repair.dismiss:
-                await self._guard.dismiss(repair.dismiss)
+                await self._ask(self._guard.dismiss(repair.dismiss))
             if repair.admit and not repair.rebuild:
                 await self._admit(self._admissions(repair.admit, self._clock()))
         except GuardError as error:
@@ -284,7 +292,7 @@ class Warden:
             aside |= strange
         elif self._untidy:
             if strange:
-                await self._guard.dismiss(strange)
+                await self._ask(self._guard.dismiss(strange))
             aside |= strange
             self._untidy = False
         if not aside:
@@ -322,14 +330,18 @@ class Warden:
             admissions[key] = admission
         return admissions
 
-    def _as_held(self, key: PublicKey, admission: Admission) -> tuple[tuple[Prefix, ...], Deadline | None]:
+    def _as_held(self, key: PublicKey, admission: Admission) -> _Held:
         deadline = None if admission.remaining is None else self._state.sessions[key].deadline
         return admission.prefixes, deadline
 
+    def _all_as_held(self, admissions: Mapping[PublicKey, Admission]) -> dict[PublicKey, _Held]:
+        return {key: self._as_held(key, admission) for key, admission in admissions.items()}
+
     async def _raise(self, now: Now) -> Mapping[PublicKey, str]:
         admissions = self._admissions(self._everybody(), now)
+        held = self._all_as_held(admissions)
         try:
-            refused = await self._guard.raise_(admissions, self.lease or None)
+            refused = await self._ask(self._guard.raise_(admissions, self.lease or None))
         except GuardError as error:
             self._failed, self._failed_at = error, clock.monotonic()
             raise
@@ -338,7 +350,7 @@ class Warden:
             _log.info("guard in force", peers=len(admissions) - len(refused))
         self._up, self._left_over = True, False
         self._offset = self._clock().boot - clock.monotonic()
-        self._take(admissions, refused)
+        self._take(held, refused)
         return refused
 
     async def _admit(self, admissions: dict[PublicKey, Admission]) -> Mapping[PublicKey, str]:
@@ -351,22 +363,29 @@ class Warden:
             if self._owner.get(prefix, key) != key
         ]
         if moved:
-            await self._guard.dismiss(moved)
+            await self._ask(self._guard.dismiss(moved))
             # That took a while, and the guard counts sessions' lives from when it is asked.
             admissions = self._admissions(admissions, self._clock())
-        refused = await self._guard.admit(admissions)
-        self._take(admissions, refused)
+        held = self._all_as_held(admissions)
+        refused = await self._ask(self._guard.admit(admissions))
+        self._take(held, refused)
         return refused
 
-    def _take(self, admissions: Mapping[PublicKey, Admission], refused: Mapping[PublicKey, str]) -> None:
-        for key, admission in admissions.items():
+    def _take(self, written: Mapping[PublicKey, _Held], refused: Mapping[PublicKey, str]) -> None:
+        for key, (prefixes, deadline) in written.items():
             if key in refused:
                 continue
             before = self._held.get(key, ((), None))[0]
             # What the peer had besides is dismissed once the device has followed.
-            left = [p for p in before if p not in admission.prefixes and self._owner.get(p) == key]
-            prefixes, deadline = self._as_held(key, admission)
+            left = [p for p in before if p not in prefixes and self._owner.get(p) == key]
             self._hold(key, (*prefixes, *left), deadline)
+
+    async def _ask(self, work: Awaitable[_T]) -> _T:
+        self.busy = True
+        try:
+            return await self.patience.wait_for("nftables", work)
+        finally:
+            self.busy = False
 
     def _hold(self, key: PublicKey, prefixes: tuple[Prefix, ...], deadline: Deadline | None) -> None:
         self._held[key] = prefixes, deadline

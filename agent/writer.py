@@ -15,6 +15,7 @@ from typing import Final
 from agent import clock
 from agent.errors import DeviceError
 from agent.model import AddPeer, CutPeer, Operation, PublicKey, RemovePeer
+from agent.patience import note
 from agent.plan import CUT, FOUND, Mirror, Plan
 from agent.wireguard.device import Device
 
@@ -87,8 +88,11 @@ class Writer:
         """
         started = self._monotonic()
         await self._device().apply(operations)
+        took = self._monotonic() - started
+        if len(operations) <= HANDFUL:
+            note("the interface", took)
         if pace is not None:
-            pace.took(len(operations), self._monotonic() - started)
+            pace.took(len(operations), took)
         for operation in operations:
             self.mirror.acknowledge(operation, tenures.get(operation.public_key, FOUND))
             if isinstance(operation, RemovePeer | AddPeer):

@@ -47,6 +47,10 @@ def run(folder: Path, rounds: int, seen: Seen) -> None:
         note=f"seed {seed}: {judgement.ends} ends, {judgement.sure:.0f} s of undisturbed pings,"
         f" sessions meant to end up to {run.early:.1f} s early ({did})",
     )
+    print(
+        *(f"{line['timestamp']} {line['what']} took {line['seconds']} s" for line in site.logged("slow")),
+        sep="\n",
+    )
     if judgement.faults:
         print(*run.trace, *judgement.faults, *_logged(site.log, judgement.when), sep="\n")
     assert judgement.faults == ()

@@ -34,6 +34,7 @@ class Host:
     ``refuses`` names peers that the kernel takes no operation of the given kinds for; ``fails`` counts
     the calls of ``apply`` that fail after ``before_failing`` operations; ``apply_takes`` is called
     with the number of operations that a call was given (a slow kernel moves the test's clock there).
+    ``link_takes`` is what the link's settings wait for, in a thread.
     """
 
     kernel: Kernel = field(default_factory=Kernel)
@@ -52,6 +53,7 @@ class Host:
     cannot_be_made: bool = False
     taken_ports: frozenset[int] = frozenset()
     apply_takes: Callable[[int], None] = lambda _: None
+    link_takes: Callable[[], object] | None = None
     at: Callable[[str], None] = lambda _: None
 
     def link(self) -> "RecordingLink":
@@ -108,8 +110,13 @@ class RecordingLink:
         self.host.log.append(("ensure", made))
         return made
 
+    async def _network(self) -> Host:
+        if self.host.link_takes is not None:
+            await asyncio.to_thread(self.host.link_takes)
+        return self.host.existing()
+
     async def configure(self, settings: InterfaceSettings) -> list[str]:
-        host = self.host.existing()
+        host = await self._network()
         host.public_key = OWN_KEY
         if settings.listen_port in host.taken_ports:
             raise DeviceError("the port is taken", errno=errno.EADDRINUSE)
@@ -123,12 +130,12 @@ class RecordingLink:
         return []
 
     async def drift(self) -> list[Drift]:
-        host = self.host.existing()
+        host = await self._network()
         drift = [Drift(DriftKind.ADDRESS, None, str(a)) for a in self.addresses if a not in host.addresses]
         return [*drift, *([] if host.up else [Drift(DriftKind.LINK_DOWN, None, "is down")])]
 
     async def bring_up(self) -> None:
-        self.host.existing().up = True
+        (await self._network()).up = True
         self.host.log.append(("up", True))
 
     async def close(self) -> None:

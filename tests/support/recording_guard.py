@@ -1,7 +1,7 @@
 """A guard in memory that records what is asked, in the host's log, and fails on demand."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.errors import GuardError
@@ -20,14 +20,18 @@ class RecordingGuard:
     lease: float | None = None
     fails: bool = False
     refuses: frozenset[PublicKey] = frozenset()
+    takes: Callable[[], object] | None = None
+    """What a call waits for, in a thread, before anything is done."""
 
-    def _did(self, what: str, *about: object) -> None:
+    async def _did(self, what: str, *about: object) -> None:
+        if self.takes is not None:
+            await asyncio.to_thread(self.takes)
         if self.fails:
             raise GuardError("nftables is not to be had", "install it")
         self.host.log.append((f"guard {what}", about))
 
     async def read(self) -> GuardContents | None:
-        self._did("read")
+        await self._did("read")
         if self.table is None:
             return None
         return GuardContents(dict(self.table), frozenset(self.barred), self.lease, bool(self.lease))
@@ -35,31 +39,31 @@ class RecordingGuard:
     async def raise_(
         self, admissions: Mapping[PublicKey, Admission], lease: float | None
     ) -> Mapping[PublicKey, str]:
-        self._did("raise", set(admissions))
+        await self._did("raise", set(admissions))
         self.table = {} if self.table is None else self.table
         self.lease = lease
         return self._write(admissions)
 
     async def lower(self) -> bool:
-        self._did("lower")
+        await self._did("lower")
         there, self.table = self.table is not None, None
         self.barred.clear()
         return there
 
     async def admit(self, admissions: Mapping[PublicKey, Admission]) -> Mapping[PublicKey, str]:
-        self._did("admit", dict(admissions))
+        await self._did("admit", dict(admissions))
         return self._write(admissions)
 
     async def dismiss(self, prefixes: Iterable[Prefix]) -> None:
         gone = tuple(prefixes)
-        self._did("dismiss", gone)
+        await self._did("dismiss", gone)
         assert self.table is not None
         for prefix in gone:
             self.table.pop(prefix, None)
             self.barred.discard(prefix)
 
     async def renew_lease(self, seconds: float | None) -> None:
-        self._did("lease", seconds)
+        await self._did("lease", seconds)
         self.lease = seconds
 
     async def disturbed(self) -> None:

@@ -1,4 +1,4 @@
-"""A disk that takes its time or hangs: no end waits for it, and nothing new is admitted (rules 8, 9, 15)."""
+"""A disk, nftables or rtnetlink that takes its time: no end waits for it (rules 8, 9, 15)."""
 
 import asyncio
 import threading
@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from agent import books
-from agent.model import PublicKey, RemovePeer
+from agent import books, warden
+from agent.model import AddPeer, InterfaceSettings, LocationChanged, PublicKey, RemovePeer
+from agent.patience import LOOK_UP
 from agent.plan import CUT
 from agent.ports import Outcome, Verdict
 from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, upserted, with_agent
@@ -17,7 +18,7 @@ from tests.support.builders import grant, key, peer, psk
 from tests.support.recording_guard import RecordingGuard
 
 pytestmark = pytest.mark.reliability(
-    "the journal's disk takes its time, or hangs (injected)",
+    "the journal's disk, nftables or rtnetlink takes its time, or hangs (injected)",
     "ends by deadline, core or the operator take effect within a second; nothing new is admitted meanwhile",
 )
 
@@ -32,27 +33,43 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> float:
     return 20.0
 
 
+def disk(world: World, takes: Callable[[], None] | None) -> None:
+    world.disk_takes = takes or (lambda: None)
+
+
+def nftables(world: World, takes: Callable[[], None] | None) -> None:
+    assert world.guard is not None
+    world.guard.takes = takes
+
+
+def rtnetlink(world: World, takes: Callable[[], None] | None) -> None:
+    world.host.link_takes = takes
+
+
+What = Callable[[World, Callable[[], None] | None], None]
+
+
 @contextmanager
-def stalled(world: World) -> Iterator[threading.Event]:
-    """The disk does not answer within the block; the event tells that somebody waits for it."""
+def stalled(world: World, what: What = disk) -> Iterator[threading.Event]:
+    """It does not answer within the block; the event tells that somebody waits for it."""
     asked, answers = threading.Event(), threading.Event()
 
     def takes() -> None:
         asked.set()
         assert answers.wait(60)
 
-    world.disk_takes = takes
+    what(world, takes)
     try:
         yield asked
     finally:
-        world.disk_takes = lambda: None
+        what(world, None)
         answers.set()
 
 
 async def soon(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + SOON
     while not condition():
-        assert time.monotonic() < end, "it did not come about while the disk did not answer"
+        assert time.monotonic() < end, "it did not come about while something did not answer"
         await asyncio.sleep(0.01)
 
 
@@ -80,20 +97,53 @@ async def tries_the_journal_again(agent: Agent, core: Core) -> Awaitable[object]
     return asyncio.ensure_future(agent.tick())
 
 
-WAITING = [grants, looks, ends_another, tries_the_journal_again]
-"""What waits for the disk: before the kernel, for traffic, after the kernel, to see whether it works."""
+async def ticks(agent: Agent, core: Core) -> Awaitable[object]:
+    return asyncio.ensure_future(agent.tick())
 
 
-@pytest.mark.parametrize("waits", WAITING, ids=lambda waits: waits.__name__)
-def test_no_end_waits_for_a_disk_that_does_not_answer(
-    world: World, waits: Callable[[Agent, Core], Awaitable[Awaitable[object]]]
+async def looks_at_the_guard(agent: Agent, core: Core) -> Awaitable[object]:
+    agent.reconciler.guard_disturbed()
+    return await ticks(agent, core)
+
+
+async def finds_no_table(agent: Agent, core: Core) -> Awaitable[object]:
+    assert agent.world.guard is not None
+    agent.world.guard.table = None
+    return await looks_at_the_guard(agent, core)
+
+
+async def hears_of_another_mtu(agent: Agent, core: Core) -> Awaitable[object]:
+    assert agent.state.location is not None
+    body = LocationChanged(agent.state.location, InterfaceSettings(mtu=1280), agent.state.session_policy)
+    return agent.reconciler.submit([core.change(body)], time.monotonic())
+
+
+WAITING = [
+    *((disk, waits) for waits in (grants, looks, ends_another, tries_the_journal_again)),
+    *(
+        (nftables, waits)
+        for waits in (grants, looks, ends_another, ticks, looks_at_the_guard, finds_no_table)
+    ),
+    *((rtnetlink, waits) for waits in (looks, hears_of_another_mtu)),
+]
+"""What does not answer, and what waits for it: each kind of call that a step makes."""
+
+
+@pytest.mark.parametrize(("what", "waits"), WAITING, ids=lambda value: value.__name__)
+def test_no_end_waits_for_what_does_not_answer(
+    world: World,
+    what: What,
+    waits: Callable[[Agent, Core], Awaitable[Awaitable[object]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world.guard = guard = RecordingGuard(world.host)
+    # The lease is renewed at each tick.
+    monkeypatch.setattr(warden, "_LEASE_EVERY", 0.0)
 
     async def scenario(agent: Agent, core: Core) -> None:
         others = [live(7), peer(8, "10.8.0.8", mfa_exempt=True), peer(9, "10.8.0.9")]
         await agent.give(core.state([live(1, lasts=30), live(2), live(3), *others]))
-        with stalled(world) as asked:
+        with stalled(world, what) as asked:
             under_way = await waits(agent, core)
             await asyncio.to_thread(asked.wait, 10)
             world.clock.advance(30)
@@ -202,7 +252,7 @@ def test_a_state_that_comes_meanwhile_is_taken_before_what_came_after_it(world: 
             answers.append(agent.reconciler.submit(core.state(peers), time.monotonic()))
             answers.append(agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic()))
             await soon(lambda: key(1) not in on_interface(world))
-            await asyncio.sleep(3 * books._LOOK_UP)
+            await asyncio.sleep(3 * LOOK_UP)
             assert key(2) in on_interface(world)
         assert [(await answer).verdict for answer in answers] == [Verdict.APPLIED] * 4
         assert world.on_interface() == {key(9): psk(9)}
@@ -268,4 +318,69 @@ def test_a_disk_that_hangs_is_given_up_and_what_ended_is_journalled_once_it_answ
         assert world.on_interface() == {key(3): psk(3)}
         assert agent.ends() == {"s1": "expired", "s2": "revoked"}
 
+    with_agent(world, scenario)
+
+
+@pytest.mark.parametrize("what", [disk, nftables], ids=lambda what: what.__name__)
+def test_a_session_that_ends_while_it_is_still_written_is_not_let_in(world: World, what: What) -> None:
+    world.guard = guard = RecordingGuard(world.host)
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([peer(1), live(2)]))
+        with stalled(world, what) as asked:
+            first = agent.reconciler.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            second = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+            # So that it is seen that the revocation was taken in.
+            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            await soon(lambda: key(2) not in on_interface(world))
+        assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
+        assert agent.ends() == {"s1": "revoked", "s2": "revoked"}
+        assert not any(
+            isinstance(what, AddPeer) and what.public_key == key(1) for what in world.host.operations()
+        )
+        assert guard.table == {}
+
+    with_agent(world, scenario)
+
+
+def test_a_session_that_is_renewed_while_its_element_is_written_gets_another_element(world: World) -> None:
+    world.guard = guard = RecordingGuard(world.host)
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([peer(1), live(2)]))
+        with stalled(world, nftables) as asked:
+            first = agent.reconciler.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            renewal = core.change(granted(1, grant("s1", 1, lasts=7200)))
+            second = agent.reconciler.submit([renewal], time.monotonic())
+            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            await soon(lambda: key(2) not in on_interface(world))
+        assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
+        assert guard.table is not None
+        assert list(guard.table.values()) == [pytest.approx(7200, abs=1)]
+
+    with_agent(world, scenario)
+
+
+def test_changes_on_top_of_the_first_state_wait_for_it(world: World) -> None:
+    """What was found is looked at before the first state is taken, if anybody was added before it."""
+    world.guard = RecordingGuard(world.host)
+
+    async def before(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        core.revision = 1
+        agent.reconciler._keeper._added_early = True
+        with stalled(world, nftables) as asked:
+            first = agent.reconciler.submit(core.same([live(1), live(2)]), time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            second = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            await asyncio.sleep(3 * LOOK_UP)
+        assert [(await answer).verdict for answer in (first, second)] == [Verdict.APPLIED] * 2
+        assert on_interface(world) == {key(1)}
+        assert not agent.reconciler.pull_wanted.is_set()
+
+    with_agent(world, before)
     with_agent(world, scenario)
