@@ -30,17 +30,17 @@ class Claims:
     def load(self, claims: Iterable[tuple[PublicKey, tuple[Prefix, ...], bool]]) -> None:
         """Replace everything by (key, prefixes, must do MFA) of each listed peer."""
         self.__init__()  # type: ignore[misc]
+        owners = self._owners
         for key, prefixes, must_do_mfa in claims:
             self._prefixes[key] = prefixes
             if must_do_mfa:
                 self._mfa.add(key)
             for prefix in prefixes:
-                self._own(prefix, key)
-        for prefix in self._owners:
-            self._ordered[len(prefix.packed)].append(prefix)
-            self._lengths[len(prefix.packed)][prefix.length] += 1
-        for ordered in self._ordered.values():
-            ordered.sort()
+                if owners.setdefault(prefix, key) is not key:
+                    self._own(prefix, key)
+        for size in self._ordered:
+            self._ordered[size] = sorted(prefix for prefix in owners if len(prefix.packed) == size)
+            self._lengths[size] = Counter(prefix.length for prefix in self._ordered[size])
 
     def put(self, key: PublicKey, prefixes: tuple[Prefix, ...], must_do_mfa: bool) -> set[PublicKey]:
         """Set what one peer claims; return the peers (it among them) to be judged again."""
@@ -80,6 +80,37 @@ class Claims:
     def contested(self, key: PublicKey) -> bool:
         """Whether another peer claims one of this peer's prefixes."""
         return any(True for _ in self._neighbours(key))
+
+    def all_contested(self) -> set[PublicKey]:
+        """Return the peers of which ``contested`` is true, by one walk over everything."""
+        found: set[PublicKey] = set()
+        for held in self._owners.values():
+            if isinstance(held, frozenset):
+                found |= held
+        for size, ordered in self._ordered.items():
+            # Prefixes of one length do not contain each other.
+            if len(self._lengths[size]) > 1:
+                found.update(self._nested(ordered, size * 8))
+        return found
+
+    def _nested(self, ordered: list[Prefix], bits: int) -> Iterator[PublicKey]:
+        """Yield the peers that must do MFA of which one's prefix contains another's.
+
+        In their order a prefix stands right behind all those that contain it.
+        """
+        around: list[tuple[int, frozenset[PublicKey]]] = []
+        for prefix in ordered:
+            held = self._owners[prefix]
+            inner = (held if isinstance(held, frozenset) else frozenset({held})) & self._mfa
+            if not inner:
+                continue
+            first = int.from_bytes(prefix.packed, "big")
+            while around and around[-1][0] < first:
+                around.pop()
+            for _, outer in around:
+                yield from (key for key in outer if inner != {key})
+                yield from (key for key in inner if outer != {key})
+            around.append((first | ((1 << (bits - prefix.length)) - 1), inner))
 
     def _own(self, prefix: Prefix, key: PublicKey) -> bool:
         held = self._owners.get(prefix)

@@ -93,6 +93,8 @@ def parse_prefix(text: object) -> Prefix:
     """
     packed, length = _parse_network(text)
     bits = len(packed) * 8
+    if length == bits == 32:
+        return Prefix(packed, length)
     if length != bits:
         host_bits = bits - length
         if int.from_bytes(packed, "big") & ((1 << host_bits) - 1):
@@ -112,10 +114,14 @@ def parse_interface_address(text: object) -> InterfaceAddress:
 
 def parse_time(text: object) -> float:
     """Return an RFC 3339 time as Unix seconds; one without an offset or out of range is a fault."""
-    if not isinstance(text, str) or not _TIME.fullmatch(text):
+    if not isinstance(text, str):
+        raise ValueError("a time is RFC 3339 with an offset")
+    # Nearly every time is written as 2026-11-24T03:00:00.000Z; that the rest are digits the parser sees.
+    usual = len(text) == 24 and text[4:20:3] == "--T::." and text[23] == "Z"
+    if not usual and not _TIME.fullmatch(text):
         raise ValueError("a time is RFC 3339 with an offset")
     try:
-        seconds = datetime.fromisoformat(text.upper()).timestamp()
+        seconds = datetime.fromisoformat(text if usual else text.upper()).timestamp()
     except (ValueError, OverflowError):
         raise ValueError("a time that does not exist") from None
     if not math.isfinite(seconds) or not _EARLIEST <= seconds < _LATEST:

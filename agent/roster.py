@@ -6,10 +6,14 @@ changes. Whoever changes the list takes ``newly_refused`` and ``cleared`` afterw
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Final
 
 from agent.claims import Claims
 from agent.model import Peer, PublicKey, Refusal, UnreadablePeer
+
+_FEW: Final = 8
+"""One in so many peers may be listed differently for a list to be taken in one by one."""
 
 
 class Roster:
@@ -36,8 +40,20 @@ class Roster:
         peer = self.peers.get(key)
         return self.mfa_required and (peer is None or not peer.mfa_exempt)
 
-    def load(self, peers: dict[PublicKey, Peer], mfa_required: bool) -> None:
-        """Replace the list by this one."""
+    def load(
+        self, peers: dict[PublicKey, Peer], mfa_required: bool, changed: Collection[PublicKey] | None = None
+    ) -> None:
+        """Replace the list by this one.
+
+        ``changed``, if that is known, are the peers that are new or listed differently; those that are
+        gone have been dropped. A few of them cost what they would one by one.
+        """
+        few = changed is not None and len(changed) * _FEW <= len(peers)
+        if changed is not None and few and mfa_required == self.mfa_required:
+            for key in changed:
+                self.hold(peers[key])
+            self.unblock()
+            return
         self.refusals += 1
         for key in self.refused.keys() - peers.keys():
             del self.refused[key]
@@ -153,7 +169,17 @@ class Roster:
 
     def _judge_all(self) -> None:
         self._claims.load((key, peer.allowed_ips, self.must_do_mfa(key)) for key, peer in self.peers.items())
-        self._judge(self.peers)
+        contested, holders = self._claims.all_contested(), self._holders
+        doubtful = contested | self.refused.keys() | self._blocked.keys() | {self.own_key}
+        for key, peer in self.peers.items():
+            session = peer.session
+            if (
+                key in doubtful
+                or peer.fault is not None
+                or peer.session_fault is not None
+                or (session is not None and (session.id in self.ended or len(holders[session.id]) > 1))
+            ):
+                self._judge((key,))
 
     def _judge(self, keys: Iterable[PublicKey]) -> None:
         for key in keys:

@@ -8,7 +8,10 @@ seen, so that no later step of any clock can lengthen it (rule 9).
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.model import EndReason, Grant, Now, PresharedKey, PublicKey, SessionPolicy
 
@@ -16,8 +19,7 @@ HANDSHAKE_LIFETIME = 180.0
 """Seconds after a handshake during which WireGuard still takes data under its keys (REJECT_AFTER_TIME)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(Struct, frozen=True, gc=False):
     """A moment on both clocks; ``boot`` is None when it was anchored under another boot."""
 
     boot: float | None
@@ -90,8 +92,7 @@ class Limits:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Struct, frozen=True, gc=False):
     """A session that has not ended.
 
     ``preshared_key`` is None until core names it again after a restart that could not read it back
@@ -125,6 +126,8 @@ class Session:
 
         One that was anchored under another boot gains a boot deadline beside the wall's.
         """
+        if self._is_of(grant):
+            return self
         digest = grant.preshared_key.digest()
         session = replace(
             self,
@@ -143,6 +146,15 @@ class Session:
             expires_at=grant.expires_at,
             ends_at=ends_at,
             deadline=anchor(ends_at, core_time, now),
+        )
+
+    def _is_of(self, grant: Grant) -> bool:
+        """Whether this grant brings nothing new, as nearly all of a list that is pulled again."""
+        return (
+            grant.expires_at == self.expires_at
+            and grant.preshared_key == self.preshared_key
+            and self.former_digest is None
+            and self.deadline.boot is not None
         )
 
     def lowered(self, max_lifetime: float) -> Session:
@@ -188,8 +200,7 @@ def begin(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Liveness:
+class Liveness(Struct, frozen=True, gc=False):
     """Signs of life during one stay of a peer on the interface; all times are boot time (rule 7).
 
     ``latest_handshake`` is the kernel's own stamp (Unix seconds), kept to see it change.

@@ -8,8 +8,10 @@ given ``now``, and what has to follow is left for the reconciler to take: peers 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from agent.model import (
     ChangeBody,
@@ -216,18 +218,21 @@ class State:
         for key, peer in listed.items():
             self._end_what_is_not_listed(key, peer, now)
         before = roster.peers
-        did_mfa = {key for key in before if roster.must_do_mfa(key)}
         changed = {key for key, peer in listed.items() if peer != before.get(key)}
         self.dirty |= changed
         self.relisted |= changed
-        if first or location.mfa_required != roster.mfa_required:
+        switched = location.mfa_required != roster.mfa_required
+        if first or switched:
             self.dirty.update(listed, self._found)
+        needed_none = [
+            key for key in (listed if switched else changed) if key in before and not roster.must_do_mfa(key)
+        ]
         roster.unreadable = snapshot.unreadable
-        roster.load(listed, location.mfa_required)
+        roster.load(listed, location.mfa_required, None if first else changed)
         self.location = location
         self._set_policy(snapshot.session_policy, now)
-        for key in before.keys() - did_mfa:
-            if key in listed and roster.must_do_mfa(key):
+        for key in needed_none:
+            if roster.must_do_mfa(key):
                 self._mfa_switched_on(key)
         for key in listed:
             self._admit(key, now)
@@ -455,7 +460,7 @@ class State:
             )
         else:
             session = held.renewed(grant, max_lifetime, core_time, now)
-            if session == held:
+            if session is held or session == held:
                 return
         self.sessions[key] = session
         self._deadlines.put(key, session.deadline)

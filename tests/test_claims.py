@@ -136,5 +136,7 @@ def test_changes_and_a_whole_list_are_judged_alike(steps: list[tuple[int, tuple 
         whole.load((who, *claim) for who, claim in listed.items())
         for who in listed:
             assert held.contested(who) == whole.contested(who) == _contested(listed, who)
+        expected = {who for who in listed if _contested(listed, who)}
+        assert held.all_contested() == whole.all_contested() == expected
         turned = {who for who in listed if before.get(who) != _contested(listed, who)}
         assert turned <= affected

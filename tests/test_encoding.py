@@ -247,6 +247,19 @@ def test_a_time_without_an_offset_out_of_range_or_not_of_rfc_3339_is_refused(tex
         parse_time(text)
 
 
+@given(st.integers(0, 23), st.characters())
+def test_a_time_of_the_usual_length_is_read_like_any_other(place: int, character: str) -> None:
+    usual = "2026-11-24T03:00:00.000Z"
+    text = usual[:place] + character + usual[place + 1 :]
+    try:
+        expected = parse_time(text.replace("Z", "+00:00"))
+    except ValueError:
+        with pytest.raises(ValueError, match="time"):
+            parse_time(text)
+    else:
+        assert parse_time(text) == expected
+
+
 @given(
     st.integers(86_400, 220_000_000_000),
     st.integers(-23 * 60 - 59, 23 * 60 + 59),

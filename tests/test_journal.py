@@ -7,10 +7,10 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from agent.errors import JournalError
 from agent.journal import Contact, Entry, Journal, Loaded
@@ -46,7 +46,7 @@ def session(number: int, **members: object) -> Session:
         base_rx=11,
         base_tx=12,
     )
-    return replace(held, **members)  # type: ignore[arg-type]
+    return replace(held, **members)
 
 
 def end(number: int, reason: EndReason = EndReason.EXPIRED) -> SessionEnd:

@@ -1,8 +1,7 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent.model import EndReason, Now, PresharedKey, SessionPolicy
 from agent.sessions import (

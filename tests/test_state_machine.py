@@ -4,13 +4,13 @@ Core sends snapshots and changes, good and bad ones; clocks are stepped, time pa
 clients connect, an outsider uses ``wg set``, and the process is killed between any two steps.
 """
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
+from agent import roster
 from agent.model import (
     AddPeer,
     ChangeBody,
@@ -38,6 +38,7 @@ from tests.support.pure_agent import Crashed, Journal, PureAgent
 
 pytestmark = pytest.mark.timeout(300)  # a failure takes long to shrink; passing takes seconds
 
+FEW = roster._FEW
 KEYS = [key(1), key(2), key(3), key(4)]
 PREFIXES = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.8/30", "10.0.0.9", "fd00::1"]
 OUTSIDER = psk(10**6)
@@ -149,12 +150,17 @@ class Agent(RuleBasedStateMachine):
         self.psks.setdefault(session_id, []).append(made)
         return made
 
-    @initialize(data=st.data(), mfa=st.booleans())
-    def core_has_peers(self, data: st.DataObject, mfa: bool) -> None:
+    @initialize(data=st.data(), mfa=st.booleans(), few=st.sampled_from([0, 8]))
+    def core_has_peers(self, data: st.DataObject, mfa: bool, few: int) -> None:
         self.mfa = mfa
+        # Lists are taken in one by one, however much of them is listed differently, or hardly ever.
+        roster._FEW = few  # type: ignore[misc]
         for who in KEYS[: data.draw(st.integers(0, 4))]:
             self.core[who] = self.draw_peer(data, who)
         self.pull()
+
+    def teardown(self) -> None:
+        roster._FEW = FEW  # type: ignore[misc]
 
     def draw_peer(self, data: st.DataObject, who: PublicKey) -> Peer:
         session, fault = None, None

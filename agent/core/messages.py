@@ -2,9 +2,9 @@
 
 A message is refused whole (InvalidMessage, naming the place and never quoting the value) when its
 frame is wrong; an entry of the peer list that is wrong is refused alone. An object that repeats a
-key is wrong wherever it stands: parsers differ in which of the two values they believe. Finding
-that needs a look at every object's pairs, and with it the standard parser is as fast as a typed
-decoder plus a second pass would be (15 against 14 ms at 10,000 peers), so there is one path.
+key is wrong wherever it stands: parsers differ in which of the two values they believe. The standard
+parser shows every pair. A large list is first read by a faster one that does not: if there are as many
+members in what it made as keys in the text, then none was repeated, and else the standard parser is asked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, TypeGuard
+
+import msgspec
 
 from agent.encoding import (
     clean_name,
@@ -53,6 +55,11 @@ UNREADABLE_LIMIT: Final = 10_000
 ADDRESSES_LIMIT: Final = 256
 """An interface has a few; each costs the kernel and the step that sets it time."""
 _LARGE: Final = 1_000_000
+_QUICK: Final = 10_000
+"""Bytes from which on reading a message twice, if it comes to that, is worth the attempt."""
+_APART: Final = (b'" :', b'"\t:', b'"\n:', b'"\r:')
+"""Keys that do not end as the quick reader counts them."""
+_PARTS: Final = ("location", "interface", "session_policy")
 _SPARSE: Final = 8
 """A list of peers has a value in 20 bytes; JSON denser than one in 8 takes 50 times its size in memory."""
 _EPOCH: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -101,12 +108,34 @@ def _refuse(place: str, problem: str) -> NoReturn:
 def _load(body: bytes) -> Any:
     if len(body) > _LARGE and sum(map(body.count, (b",", b"[", b"{"))) > len(body) // _SPARSE:
         _refuse("it", "has too many values for its size")
+    if len(body) > _QUICK and (quick := _load_quickly(body)) is not None:
+        return quick
     # The parser's own error holds the text, PSKs included: it is dropped, not chained.
     try:
         return json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
     except (ValueError, RecursionError):
         pass
     _refuse("it", "is not JSON")
+
+
+def _load_quickly(body: bytes) -> dict[str, Any] | None:
+    """Read a list of peers that repeats no key; None for anything else.
+
+    Each key of the text ends in a quote and a colon. The same two within a string are counted as well, and
+    then, as where the list has objects in places that nobody reads, the counts differ.
+    """
+    if any(map(body.count, _APART)):
+        return None
+    try:
+        members = msgspec.json.decode(body)
+        entries = members["peers"]
+        count = len(members) + sum(map(len, entries))
+        count += sum(len(part) for name in _PARTS if type(part := members.get(name)) is dict)
+        count += sum(len(part) for entry in entries if type(part := entry.get("session")) is dict)
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        # Its own error holds the text, PSKs included.
+        return None
+    return members if count == body.count(b'":') else None
 
 
 def _members(value: object, place: str) -> dict[str, Any]:
@@ -268,7 +297,7 @@ def _peer(value: object) -> Peer | UnreadablePeer:
             allowed_ips = tuple([parse_prefix(prefix) for prefix in prefixes])
         except ValueError:
             fault = Refusal.INVALID_ALLOWED_IPS
-        if len(allowed_ips) > 1:
+        if len(allowed_ips) > 1 and not (len(allowed_ips) == 2 and allowed_ips[0] < allowed_ips[1]):
             allowed_ips = tuple(sorted(set(allowed_ips)))
     if isinstance(value, _Repeated):
         fault = Refusal.INVALID_PEER

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core import messages
 from agent.core.messages import Resync, decode_event, decode_push, decode_snapshot
 from agent.encoding import format_key, parse_prefix
 from agent.errors import InvalidMessage
@@ -31,6 +32,12 @@ from agent.model import (
 from tests.core.fakes import PSK, body, key, peer, session, state
 
 ZERO = "A" * 43 + "="
+
+
+@pytest.fixture(autouse=True, params=[0, 1 << 30], ids=["quickly", "by the standard parser"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rule holds however a message is read."""
+    monkeypatch.setattr(messages, "_QUICK", request.param)
 
 
 def decode(document: Any) -> Snapshot:
@@ -496,3 +503,52 @@ def test_the_time_to_read_a_list_grows_with_it_and_not_faster() -> None:
             times.append(time.perf_counter() - began)
     # Five times the list; what grows with the square takes 25 times as long.
     assert min(took[many]) < 12 * min(took[some])
+
+
+_pieces = st.sampled_from(
+    [b'"', b":", b",", b"{}", b"[", b"]", b'"id":', b'{"id":1}', b"\\", b" ", b"null", b"1"]
+)
+
+
+@given(st.data())
+def test_what_is_read_quickly_is_what_the_standard_parser_reads(data: st.DataObject) -> None:
+    """Documents that are cut up and patched, so that many are no JSON, repeat keys or hide colons."""
+    text = bytearray(body(state(peer(1), peer(2, name='a":"b'), peer(3, extra={"a": [{"b": 1}]}))))
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(text)))
+        text[at : at + data.draw(st.integers(0, 12))] = data.draw(_pieces)
+    quick = messages._load_quickly(bytes(text))
+    if quick is None:
+        return
+    assert quick == json.loads(text)
+    assert not _repeats_a_key(json.loads(text, object_pairs_hook=_pairs))
+
+
+class _Pairs(list[Any]):
+    """An object as it stands there."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
+    return _Pairs(pairs)
+
+
+def _repeats_a_key(value: Any) -> bool:
+    if isinstance(value, _Pairs):
+        keys = [key for key, _ in value]
+        return len(keys) != len(set(keys)) or any(_repeats_a_key(member) for _, member in value)
+    return isinstance(value, list) and any(map(_repeats_a_key, value))
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        (b'"peer_count":', b'"epoch":"x","peer_count":'),
+        (b'"granted_at":', b'"id":"s-9","granted_at":'),
+        (b'"mfa_required":', b'"id" :"9","mfa_required":'),
+        (b'"name":', b'"n\\u0061me":"x","name":'),
+    ],
+)
+def test_a_repeated_key_is_never_overlooked_by_the_quick_reader(patch: tuple[bytes, bytes]) -> None:
+    text = body(state(peer(1), peer(2)))
+    assert messages._load_quickly(text) is not None
+    assert messages._load_quickly(text.replace(*patch, 1)) is None

@@ -5,7 +5,9 @@ sessions are journalled, the plan is carried out, ends are journalled. It can cr
 those.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from agent.model import (
     AddPeer,
