@@ -83,12 +83,14 @@ Event = Pulled | Changes | Tick | Observe | LookAtGuard | Reap | End | Configure
 
 @dataclass(slots=True)
 class Step:
-    """What one step takes in: ``pending`` is still to be taken, ``waiting`` wants an answer.
+    """What one step answers for.
 
-    While it is not ``open`` nothing more is taken in: what is under way comes first, or it was answered.
+    ``pending`` is still to be taken in, ``waiting`` was and wants an answer; ``pulled`` and ``changed``
+    tell what that brought.
     """
 
-    pending: deque[Event]
+    pending: deque[Event] = field(default_factory=deque)
     ticks: list[Tick] = field(default_factory=list)
     waiting: list[Pulled | Changes | End] = field(default_factory=list)
-    open: bool = True
+    pulled: bool = False
+    changed: bool = False

@@ -20,6 +20,7 @@ from agent.errors import DeviceError
 from agent.guard import GuardContents
 from agent.metrics import Metrics
 from agent.model import (
+    DesiredPeer,
     InterfaceAddress,
     InterfaceSettings,
     Now,
@@ -29,7 +30,7 @@ from agent.model import (
     RemovePeer,
 )
 from agent.patience import Patience
-from agent.plan import Drift, DriftKind, Plan, make_plan
+from agent.plan import CUT, FOUND, Drift, DriftKind, Plan, make_plan
 from agent.ports import Link
 from agent.state import State
 from agent.warden import Warden
@@ -41,6 +42,8 @@ _RTNETLINK: Final = "the kernel's network configuration"
 
 ROUNDS: Final = 3
 """Whole plans tried after failures, before it goes peer by peer."""
+_ENOUGH: Final = 10
+"""Plans carried out in a row, after which it is somebody else's turn: the state moves all the time."""
 
 Between = Callable[[], Awaitable[bool]]
 """Awaited between the slices of a long plan; once it returns False the rest is planned anew."""
@@ -78,7 +81,9 @@ class Keeper:
         self._behind = False
         self._added_early = False
         self._left: DeviceError | None = None
-        """A failure that the next plan has to begin with."""
+        """A failure amid something else, which the next plan has to begin with."""
+        self._not_let_go: set[PublicKey] = set()
+        """Whom the device did not remove then: that is not tried again before."""
 
     async def start(self) -> ObservedDevice:
         """Find or make the interface, and take over whom the restored state knows; what was found.
@@ -162,19 +167,28 @@ class Keeper:
         device = await self._link.device.read()
         return overview.plan(interface, self._state, self.writer.mirror, device, self._clock())
 
-    async def follow(self, between: Between) -> None:
-        """Make the interface follow the state; raises DeviceError if it will not."""
+    async def follow(self, between: Between) -> bool:
+        """Make the interface follow the state as it is now; raises DeviceError if it will not.
+
+        What moves the state from here on may be left over, and is dirty then: it must not keep those who
+        wait for what was there before. Returns False if it moved the same peers again and again.
+        """
         state = self._state
-        started, did_something, failures = clock.monotonic(), False, 0
+        started, did_something, failures, rounds = clock.monotonic(), False, 0, 0
+        todo: set[PublicKey] = set()
         while True:
             try:
                 await self._retry_stuck()
+                todo |= state.dirty
                 await self._configure_link()
-                while state.dirty:
+                while not todo.isdisjoint(state.dirty) and rounds < _ENOUGH:
                     did_something |= await self._carry_out(between, one_by_one=failures >= ROUNDS)
-                if self._warden is not None and not self.stuck:
+                    rounds += 1
+                if self._warden is not None and not self.stuck and not state.dirty:
                     await self._warden.settle()
-                await self._bring_up()
+                if todo.isdisjoint(state.dirty):
+                    await self._bring_up()
+                self._raise_what_was_left()
                 break
             except DeviceError as error:
                 self._behind = True
@@ -185,6 +199,7 @@ class Keeper:
                 await self._read_again(error)
         if did_something:
             self._metrics.apply_seconds.observe(clock.monotonic() - started)
+        return todo.isdisjoint(state.dirty)
 
     async def let_go(self) -> None:
         """Take off the interface who has to go, amid whatever else is under way.
@@ -192,20 +207,42 @@ class Keeper:
         All else that these peers need (the guard's elements, another session) and what fails here is left
         to ``follow``.
         """
-        state, now = self._state, self._clock()
-        going = {key for key in state.dirty - self.stuck if state.wanted(key, now) is None}
-        if not going or self._left is not None:
+        now = self._clock()
+        going = [
+            key for key in self._state.dirty - self.stuck - self._not_let_go if self._has_to_go(key, now)
+        ]
+        if not going:
             return
 
         async def go_on() -> bool:
             return True
 
         if self._warden is not None and not self._warden.busy:
-            await self._warden.before_removes(now)
+            await self._warden.before_removes()
+        plan = make_plan(((key, None) for key in going), self.writer.mirror)
         try:
-            await self.writer.carry_out(make_plan(((key, None) for key in going), self.writer.mirror), go_on)
+            await self.writer.carry_out(plan, go_on)
         except DeviceError as error:
             self._left = error
+            if error.errno == errno.ENODEV:
+                self._not_let_go.update(going)
+                return
+            failed, _ = await self.writer.one_by_one(plan, go_on)
+            self._not_let_go.update(failed)
+
+    def _has_to_go(self, key: PublicKey, now: Now) -> bool:
+        """Whether the interface has the peer for a session, or another reason, that is over."""
+        held = self.writer.mirror.peers.get(key)
+        if held is None or held.tenure == CUT:
+            return False
+        want = self._state.wanted(key, now)
+        return want is None or (isinstance(want, DesiredPeer) and held.tenure not in {want.tenure, FOUND})
+
+    def _raise_what_was_left(self) -> None:
+        if self._left is not None:
+            error, self._left = self._left, None
+            self._not_let_go.clear()
+            raise error
 
     async def reap(self) -> bool:
         """Remove a handful of the peers that were cut; return whether there are more."""
@@ -271,20 +308,22 @@ class Keeper:
     async def _carry_out(self, between: Between, *, one_by_one: bool) -> bool:
         """Plan for the dirty peers and carry it out; what turns up meanwhile is dirty again."""
         state, writer = self._state, self.writer
-        if self._left is not None:
-            error, self._left = self._left, None
-            raise error
+        self._raise_what_was_left()
+        if self._warden is not None:
+            await self._warden.before_removes()
         now = self._clock()
         state.tick(now)
         dirty, state.dirty = state.dirty - self.stuck, set()
         plan = make_plan(((key, state.wanted(key, now)) for key in dirty), writer.mirror)
         try:
-            if self._warden is not None:
-                await self._warden.before_removes(now)
-            if plan.removes and not one_by_one:
+            if plan.removes:
                 # Who has to go does not wait for the disk that the others' sessions are journalled on.
-                went_on = await writer.carry_out(replace(plan, updates=(), adds=()), between)
-                plan = replace(plan, removes=())
+                removes, plan = replace(plan, updates=(), adds=()), replace(plan, removes=())
+                if one_by_one:
+                    await self._carry_out_one_by_one(removes, dirty, between)
+                    went_on = False
+                else:
+                    went_on = await writer.carry_out(removes, between)
                 if not went_on:
                     state.dirty |= dirty
                     return True
@@ -295,12 +334,14 @@ class Keeper:
                 state.adopted(key, now)
             unjournalled = await self._books.before_kernel()
             unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, self._clock())
-            if not state.dirty.isdisjoint(dirty):
-                # Meanwhile one of them had to go, or was given something else.
-                state.dirty |= dirty
-                return True
             # Whom core has not listed yet can't be refused: that peer is left as it was found.
             unguarded = [key for key in unguarded if key in state.roster.peers]
+            if not state.dirty.isdisjoint(dirty):
+                # Meanwhile some of them had to go, or were given something else: they are planned anew.
+                moved = state.dirty & dirty
+                dirty, plan = dirty - moved, plan.without(moved)
+                unjournalled = [key for key in unjournalled if key not in moved]
+                unguarded = [key for key in unguarded if key not in moved]
             if unjournalled or unguarded:
                 state.block(unjournalled, Refusal.NOT_JOURNALLED)
                 state.block(unguarded, Refusal.NOT_GUARDED)

@@ -46,10 +46,13 @@ class Patience:
         future = asyncio.ensure_future(work)
         began = clock.monotonic()
         try:
-            while (left := began + at_most - clock.monotonic()) > 0:
+            while True:
+                left = max(0.0, began + at_most - clock.monotonic())
                 done, _ = await asyncio.wait((future,), timeout=min(left, LOOK_UP))
                 if done:
                     return future.result()
+                if not left:
+                    break
                 await self._meanwhile()
         except BaseException:
             future.cancel()

@@ -7,8 +7,8 @@ whatever prefix of the plan was carried out, nobody has been let in whom the pla
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple, assert_never
 
@@ -93,6 +93,13 @@ class Plan:
     """Of the added peers."""
     adopted: tuple[PublicKey, ...] = ()
     """Peers that were found as they should be and count as ours from now on."""
+
+    def without(self, keys: Collection[PublicKey]) -> Plan:
+        """The same, but for these peers; who was adopted stays so."""
+        removes = tuple(operation for operation in self.removes if operation.public_key not in keys)
+        updates = tuple(operation for operation in self.updates if operation.public_key not in keys)
+        adds = tuple(operation for operation in self.adds if operation.public_key not in keys)
+        return replace(self, removes=removes, updates=updates, adds=adds)
 
     def __iter__(self) -> Iterator[Operation]:
         yield from self.removes

@@ -8,7 +8,6 @@ Nothing else writes to the interface or the journal.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, assert_never
 
@@ -106,9 +105,10 @@ class Reconciler:
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._fence = Fence()
         self._core_lost = False
-        self._pulled = False
-        self._changed = False
-        """What has been taken in and is not known to be in the kernel."""
+        self._next = Step()
+        """What the next step answers for: also what is taken in while one is under way."""
+        self._loading = False
+        """Whether a state is about to be taken in, and changes on top of it have to wait."""
         self._taken: list[Change] = []
         """Changes that the log has yet to tell of."""
         self._told_skew = 0.0
@@ -268,7 +268,9 @@ class Reconciler:
     # One step: take the events, make the interface follow, answer.
 
     async def _step(self, events: Sequence[Event]) -> None:
-        self._under_way = step = Step(deque(events))
+        step, self._next = self._next, Step()
+        step.pending.extend(events)
+        self._under_way = step
         try:
             await self._work_off(step)
         finally:
@@ -289,20 +291,23 @@ class Reconciler:
                 self.state.unblock(self._clock())
             while step.pending:
                 await self._take(step.pending.popleft(), step)
-            now = self._clock()
-            self.state.tick(now)
-            self._check_core_lost(now)
-            await self._reconcile(step)
+            self._pass_time()
+            position = self.position
+            done = await self._reconcile(pulled=step.pulled)
         except AgentError as error:
             self._note_broken(error)
             self._fail(step, error)
-            # Whatever comes from here on is the next step's: this one has been answered.
-            step.open = False
             # Those whose sessions live on are not to lapse because the device does not follow.
             await self._keeper.tick()
         else:
             self._note_broken(self._not_seen or self._keeper.link_fault)
-            self._answer(step)
+            if done:
+                self._answer(step, position)
+            else:
+                self._put_off(step)
+            if self._next.waiting or self.state.dirty:
+                # Taken in meanwhile: it is answered once a whole step has passed over it.
+                self._queue.put_nowait(Reap())
 
     def _note_broken(self, error: AgentError | None) -> None:
         if error is not None and str(error) != self._broken:
@@ -314,17 +319,17 @@ class Reconciler:
             case Pulled(snapshot):
                 step.waiting.append(event)
                 if self.position is None:
-                    # Changes on top of it wait for it.
-                    step.open = False
+                    self._loading = True
                     try:
                         await self._keeper.before_first_state()
                     except DeviceError as error:
                         self._not_seen = error
-                    step.open = True
-                self._take_snapshot(event, snapshot)
+                    finally:
+                        self._loading = False
+                self._take_snapshot(event, snapshot, step)
             case Changes(changes):
                 step.waiting.append(event)
-                event.verdict = self._take_changes(changes)
+                event.verdict = self._take_changes(changes, step)
                 if event.verdict is Verdict.PULL:
                     self.pull_wanted.set()
             case Observe():
@@ -362,7 +367,7 @@ class Reconciler:
             if not answer.done():
                 answer.set_result(described)
 
-    def _take_snapshot(self, pulled: Pulled, snapshot: Snapshot) -> None:
+    def _take_snapshot(self, pulled: Pulled, snapshot: Snapshot, step: Step) -> None:
         try:
             pulled.verdict = self._fence.judge_snapshot(snapshot)
         except InvalidMessage as error:
@@ -377,7 +382,7 @@ class Reconciler:
         state.load(snapshot, now)
         self._fence.advance(snapshot.epoch, snapshot.revision, now)
         self._note_skew(now.wall - state.core_time(now))
-        self._pulled = True
+        step.pulled = True
         _log.info(
             "state pulled",
             position=str(self.position),
@@ -403,7 +408,7 @@ class Reconciler:
             hint="set the clocks right (NTP), here and at core",
         )
 
-    def _take_changes(self, changes: Sequence[Change]) -> Verdict:
+    def _take_changes(self, changes: Sequence[Change], step: Step) -> Verdict:
         """Apply what fits; one that does not ends it, since nothing after it can."""
         applied = Verdict.HELD
         for change in changes:
@@ -421,38 +426,38 @@ class Reconciler:
                 return verdict
             self._fence.advance(change.epoch, change.revision, now)
             self._taken.append(change)
-            self._changed = True
+            step.changed = True
             applied = verdict
         return applied
 
-    async def _reconcile(self, step: Step) -> None:
-        """Make the interface follow the state, then the books."""
+    async def _reconcile(self, *, pulled: bool) -> bool:
+        """Make the interface follow the state, then the books; whether both have followed.
 
-        async def between() -> bool:
-            return await self._may_go_on(step)
-
-        while True:
-            await self._keeper.follow(between)
-            await self._keep_books()
-            await self._keeper.tick()
-            # What was taken in after the interface had followed is answered with this step, too.
-            if not self.state.dirty:
-                break
+        What is taken in meanwhile may be left over, and then is dirty still.
+        """
+        done = await self._keeper.follow(self._may_go_on)
+        await self._keep_books(pulled=pulled)
+        await self._keeper.tick()
         if await self._keeper.reap():
             self._queue.put_nowait(Reap())
+        return done
 
-    async def _may_go_on(self, step: Step) -> bool:
+    def _pass_time(self) -> None:
+        now = self._clock()
+        self.state.tick(now)
+        self._check_core_lost(now)
+
+    async def _may_go_on(self) -> bool:
         """Between the slices of a long plan: neither a deadline nor a revocation waits for its end.
 
-        Whatever has arrived is taken into the step under way; the plan goes on unless somebody has
-        to go because of it.
+        The plan goes on unless somebody has to go because of what has arrived.
         """
         self._alive()
         state, before = self.state, len(self.state.ends)
         await self._keeper.tick()
-        await self._take_news(step, snapshots=True)
+        await self._take_news(snapshots=True)
+        self._pass_time()
         now = self._clock()
-        state.tick(now)
         return len(state.ends) == before and not any(state.wanted(key, now) is None for key in state.dirty)
 
     async def _meanwhile(self) -> None:
@@ -460,42 +465,42 @@ class Reconciler:
 
         Whoever has to go goes; all else follows when the step goes on.
         """
-        step = self._under_way
-        if step is None:
+        if self._under_way is None:
             return
-        if step.open:
-            await self._take_news(step, snapshots=False)
-        self.state.tick(self._clock())
+        await self._take_news(snapshots=False)
+        self._pass_time()
         await self._keeper.let_go()
         await self._keeper.tick()
 
-    async def _take_news(self, step: Step, *, snapshots: bool) -> None:
-        """Take what core and the operator want by now into the step under way; the rest waits its turn.
+    async def _take_news(self, *, snapshots: bool) -> None:
+        """Take in what core and the operator want by now, for the next step to answer.
 
-        Without ``snapshots`` all that comes after one waits for it, too.
+        Without ``snapshots`` what core says after one waits for it, and so it does while one is taken in.
         """
-        waiting = step.pending
+        waiting: list[Event] = []
+        if self._under_way is not None:
+            waiting += self._under_way.pending
+            self._under_way.pending.clear()
         while not self._queue.empty():
             waiting.append(self._queue.get_nowait())
-        others: list[Event] = []
-        while waiting and (snapshots or not isinstance(waiting[0], Pulled)):
-            item = waiting.popleft()
-            if isinstance(item, Pulled | Changes | End):
-                await self._take(item, step)
+        cores_turn = not self._loading
+        for item in waiting:
+            cores_turn &= snapshots or not isinstance(item, Pulled)
+            if isinstance(item, End) or (cores_turn and isinstance(item, Pulled | Changes)):
+                await self._take(item, self._next)
             else:
-                others.append(item)
-        for item in (*others, *waiting):
-            self._queue.put_nowait(item)
-        waiting.clear()
+                self._queue.put_nowait(item)
 
-    async def _keep_books(self) -> None:
+    async def _keep_books(self, *, pulled: bool) -> None:
         """Journal, count and report what ended, now that the interface has followed."""
         now = self._clock()
         if not self._keeper.stuck:
             for deadline in self.state.overdue:
                 self._metrics.expiry_lag_seconds.observe(max(0.0, -deadline.remaining(now)))
             self.state.overdue.clear()
-        ends = await self._books.after_kernel(now, pulled=self._pulled, except_for=self._keeper.stuck)
+        ends = await self._books.after_kernel(
+            now, pulled=pulled, except_for=self._keeper.stuck | self.state.dirty
+        )
         for end in ends:
             self._metrics.session_ends.labels(end.reason.value).inc()
         audit.ended(ends)
@@ -513,23 +518,22 @@ class Reconciler:
                 _log.error("core lost for too long, all sessions end", away=round(away))
             self.state.core_lost(now)
 
-    def _answer(self, step: Step) -> None:
-        if self._pulled:
+    def _answer(self, step: Step, position: Position | None) -> None:
+        if step.pulled:
             self.settled.set()
-        if self._pulled or self._changed:
+        if step.pulled or step.changed:
             self._metrics.last_sync.set(self._clock().wall)
-            self._metrics.applied_revision.set(self.state.revision)
-        self.reports.in_kernel(pulled=self._pulled)
-        self._pulled = self._changed = False
+            self._metrics.applied_revision.set(0 if position is None else position.revision)
+        self.reports.in_kernel(position, pulled=step.pulled)
         refused = self.reports.refused() if step.waiting else ()
         for item in step.waiting:
             if item.answer.done():
                 continue
             match item:
                 case Pulled(_, answer, verdict):
-                    answer.set_result(Outcome(verdict, self.position, refused))
+                    answer.set_result(Outcome(verdict, position, refused))
                 case Changes(_, received_at, answer, verdict):
-                    answer.set_result(Outcome(verdict, self.position, refused))
+                    answer.set_result(Outcome(verdict, position, refused))
                     if verdict is Verdict.APPLIED:
                         self._metrics.push_to_kernel_seconds.observe(clock.monotonic() - received_at)
                 case End(_, answer, ended):
@@ -543,9 +547,18 @@ class Reconciler:
                     else:
                         answer.set_result({"ended": [format_key(key) for key in ended]})
 
+    def _put_off(self, step: Step) -> None:
+        """What has been taken in is not known to be in the kernel: the next step answers for it, too."""
+        self._next.pulled |= step.pulled
+        self._next.changed |= step.changed
+        self._next.waiting[:0] = step.waiting
+        step.waiting = []
+
     def _fail(self, step: Step, error: AgentError) -> None:
         for item in step.waiting:
             if not item.answer.done():
                 item.answer.set_exception(error)
                 # Whoever follows a stream need not look at each answer.
                 item.answer.exception()
+        step.waiting.clear()
+        self._put_off(step)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from agent.encoding import format_key
+from agent.fence import Position
 from agent.model import Now, PeerStats, RefusedPeer, SessionEnd
 from agent.ports import Applied, StatsReport
 from agent.state import State
@@ -33,21 +34,16 @@ class Reporting:
 
     # The reconciler's side.
 
-    def in_kernel(self, *, pulled: bool) -> None:
-        """What is held is in the kernel. It is told after every pull, and when it differs from the last."""
-        state = self._state
-        if state.epoch is None:
+    def in_kernel(self, position: Position | None, *, pulled: bool) -> None:
+        """This revision is in the kernel. It is told after every pull, and when it differs from the last."""
+        if position is None:
             return
         refused = self.refused()
         last = self._last
-        news = last is None or (last.epoch, last.revision, last.refused) != (
-            state.epoch,
-            state.revision,
-            refused,
-        )
+        news = last is None or (last.epoch, last.revision, last.refused) != (*position, refused)
         if pulled or news:
-            applied_at = state.core_time(self._clock())
-            self._last = self._applied = Applied(state.epoch, state.revision, applied_at, refused)
+            applied_at = self._state.core_time(self._clock())
+            self._last = self._applied = Applied(*position, applied_at, refused)
             self._news.set()
 
     def refused(self) -> tuple[RefusedPeer, ...]:

@@ -117,13 +117,13 @@ class Warden:
         self._up, self._failed = False, None
         self._forget()
 
-    async def before_removes(self, now: Now) -> None:
+    async def before_removes(self) -> None:
         """Have the table there before anybody is removed, when MFA was switched on."""
         if self._up or self._is_hopeless() or not self.needed:
             return
         # Nobody is kept on the interface for it; who is to be let in is judged next.
         with contextlib.suppress(GuardError):
-            await self._raise(now)
+            await self._raise()
 
     async def before_kernel(self, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
         """Admit whoever of these is wanted, before the device has them; return who can't be let in."""
@@ -132,18 +132,21 @@ class Warden:
             return []
         if not self._up and self._failed is not None and self._is_hopeless():
             return self._without(self._failed, dirty, now)
+        was_up = self._up
         try:
-            if not self._up:
-                refused = await self._raise(now)
+            if not was_up:
+                refused = await self._raise()
             else:
                 try:
                     refused = await self._admit(self._admissions(dirty, now, changed_only=True))
                 except GuardError as error:
                     # Nobody waits for the next look: a table that is gone is made again at once.
-                    self._lost(error)
-                    refused = await self._raise(now)
+                    self._note_loss(error)
+                    refused = await self._raise()
         except GuardError as error:
-            return self._without(error, dirty, now)
+            if was_up:
+                self._state.dirty.update(self._everybody())
+            return self._without(error, dirty, self._clock())
         self.fault = ""
         for key, why in refused.items():
             _log.error("the guard can't admit a peer", peer=format_key(key), error=why)
@@ -238,7 +241,7 @@ class Warden:
             if contents is None:
                 self._forget()
             if repair.rebuild:
-                await self._raise(now)
+                await self._raise()
             if repair.dismiss:
                 await self._ask(self._guard.dismiss(repair.dismiss))
             if repair.admit and not repair.rebuild:
@@ -250,12 +253,15 @@ class Warden:
 
     def _lost(self, error: GuardError) -> None:
         """The table is not as it was left: it is to be raised again, with everybody in it."""
+        self._note_loss(error)
+        self._state.dirty.update(self._everybody())
+
+    def _note_loss(self, error: GuardError) -> None:
         self._up = False
         if isinstance(error, GuardDrifted):
             self.drift.append(GuardDrift(None, error.message))
         else:
             _log.error("the guard can't be kept, it is made again", error=str(error))
-        self._state.dirty.update(self._everybody())
 
     async def disturbed(self) -> None:
         """Return once the table was changed, perhaps by us: time to look."""
@@ -337,8 +343,8 @@ class Warden:
     def _all_as_held(self, admissions: Mapping[PublicKey, Admission]) -> dict[PublicKey, _Held]:
         return {key: self._as_held(key, admission) for key, admission in admissions.items()}
 
-    async def _raise(self, now: Now) -> Mapping[PublicKey, str]:
-        admissions = self._admissions(self._everybody(), now)
+    async def _raise(self) -> Mapping[PublicKey, str]:
+        admissions = self._admissions(self._everybody(), self._clock())
         held = self._all_as_held(admissions)
         try:
             refused = await self._ask(self._guard.raise_(admissions, self.lease or None))
@@ -364,6 +370,10 @@ class Warden:
         ]
         if moved:
             await self._ask(self._guard.dismiss(moved))
+            for prefix in moved:
+                owner = self._owner.pop(prefix, None)
+                if owner is not None and (theirs := self._held.get(owner)) is not None:
+                    self._held[owner] = tuple(p for p in theirs[0] if p != prefix), theirs[1]
             # That took a while, and the guard counts sessions' lives from when it is asked.
             admissions = self._admissions(admissions, self._clock())
         held = self._all_as_held(admissions)

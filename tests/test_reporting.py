@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from agent.errors import JournalError
+from agent.fence import Position
 from agent.model import EndReason, PublicKey, Refusal, SessionEnd, UnreadablePeer
 from agent.reporting import Reporting
 from agent.state import State
@@ -33,7 +34,8 @@ class Desk:
 
     def pulled(self, *peers: object, **members: object) -> None:
         self.state.load(snapshot(peers, **members), self.now)  # type: ignore[arg-type]
-        self.reports.in_kernel(pulled=True)
+        epoch, revision = self.state.epoch, self.state.revision
+        self.reports.in_kernel(None if epoch is None else Position(epoch, revision), pulled=True)
 
     def seen(self, *numbers: int, rx: int = 100) -> None:
         self.state.observe(device(*(observed(n, rx=rx) for n in numbers)), self.now)
@@ -56,7 +58,7 @@ class Desk:
 
 def test_before_the_first_state_there_is_nothing_to_say() -> None:
     desk = Desk()
-    desk.reports.in_kernel(pulled=False)
+    desk.reports.in_kernel(None, pulled=False)
     desk.seen(1)
     assert desk.reports.applied() is None
     assert desk.reports.stats(10) is None
@@ -95,10 +97,10 @@ def test_without_a_pull_only_news_are_said() -> None:
     assert said is not None
     desk.reports.applied_accepted(said)
     desk.now = after(10)
-    desk.reports.in_kernel(pulled=False)
+    desk.reports.in_kernel(Position("e1", 1), pulled=False)
     assert desk.reports.applied() is None
     desk.state.block([key(1)], Refusal.NOT_JOURNALLED)
-    desk.reports.in_kernel(pulled=False)
+    desk.reports.in_kernel(Position("e1", 1), pulled=False)
     news = desk.reports.applied()
     assert news is not None
     assert [(r.public_key[-4:], r.reason) for r in news.refused] == [("AAE=", "not_journalled")]

@@ -212,7 +212,8 @@ class Agent:
         if self._task is not None:
             self._task.cancel()
             self._task = None
-        self.journal.close()
+        # A write under way is let through: the process would take its thread along.
+        self.reconciler._books._disk.submit(self.journal.close).result()
 
     async def _wait(self, answer: "asyncio.Future[Any]") -> Any:
         assert self._task is not None

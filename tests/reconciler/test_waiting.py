@@ -3,18 +3,23 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from agent import books, warden
-from agent.model import AddPeer, InterfaceSettings, LocationChanged, PublicKey, RemovePeer
-from agent.patience import LOOK_UP
+from agent.model import (
+    CutPeer,
+    InterfaceSettings,
+    LocationChanged,
+    PeerRemoved,
+    RemovePeer,
+)
 from agent.plan import CUT
-from agent.ports import Outcome, Verdict
-from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, upserted, with_agent
-from tests.support.builders import grant, key, peer, psk
+from agent.ports import Verdict
+from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
+from tests.reconciler.stalls import What, disk, nftables, on_interface, rtnetlink, soon, stalled
+from tests.support.builders import grant, key, location_changed, peer, psk
 from tests.support.recording_guard import RecordingGuard
 
 pytestmark = pytest.mark.reliability(
@@ -22,59 +27,12 @@ pytestmark = pytest.mark.reliability(
     "ends by deadline, core or the operator take effect within a second; nothing new is admitted meanwhile",
 )
 
-SOON = 1.0
-"""Seconds in which somebody has to be off the interface."""
-
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> float:
     """So long a disk may take that a test which waits for it fails."""
     monkeypatch.setattr(books, "PATIENCE", 20.0)
     return 20.0
-
-
-def disk(world: World, takes: Callable[[], None] | None) -> None:
-    world.disk_takes = takes or (lambda: None)
-
-
-def nftables(world: World, takes: Callable[[], None] | None) -> None:
-    assert world.guard is not None
-    world.guard.takes = takes
-
-
-def rtnetlink(world: World, takes: Callable[[], None] | None) -> None:
-    world.host.link_takes = takes
-
-
-What = Callable[[World, Callable[[], None] | None], None]
-
-
-@contextmanager
-def stalled(world: World, what: What = disk) -> Iterator[threading.Event]:
-    """It does not answer within the block; the event tells that somebody waits for it."""
-    asked, answers = threading.Event(), threading.Event()
-
-    def takes() -> None:
-        asked.set()
-        assert answers.wait(60)
-
-    what(world, takes)
-    try:
-        yield asked
-    finally:
-        what(world, None)
-        answers.set()
-
-
-async def soon(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < end, "it did not come about while something did not answer"
-        await asyncio.sleep(0.01)
-
-
-def on_interface(world: World) -> set[PublicKey]:
-    return set(world.on_interface())
 
 
 async def grants(agent: Agent, core: Core) -> Awaitable[object]:
@@ -174,93 +132,6 @@ def test_no_end_waits_for_what_does_not_answer(
     with_agent(world, after)
 
 
-def test_a_session_that_changes_while_it_is_journalled_is_journalled_again(world: World) -> None:
-    async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([peer(1), live(2)]))
-        with stalled(world) as asked:
-            first = agent.reconciler.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
-            await asyncio.to_thread(asked.wait, 10)
-            renewal = core.change(granted(1, grant("s1", 11, lasts=7200)))
-            second = agent.reconciler.submit([renewal], time.monotonic())
-            # So that it is seen that the renewal was taken in.
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
-            await soon(lambda: key(2) not in on_interface(world))
-        assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
-        assert world.on_interface() == {key(1): psk(11)}
-        agent.kill()
-
-    async def after(agent: Agent, core: Core) -> None:
-        assert world.on_interface() == {key(1): psk(11)}
-        world.clock.advance(7000)
-        await agent.tick()
-        assert world.on_interface() == {key(1): psk(11)}
-
-    with_agent(world, scenario)
-    with_agent(world, after)
-
-
-def test_a_listing_that_changes_while_it_is_journalled_is_journalled_again(world: World) -> None:
-    async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([peer(1, "10.8.0.1", mfa_exempt=True), live(2)]))
-        with stalled(world) as asked:
-            change = core.change(upserted(1, "10.8.0.91", mfa_exempt=True))
-            first = agent.reconciler.submit([change], time.monotonic())
-            await asyncio.to_thread(asked.wait, 10)
-            change = core.change(upserted(1, "10.8.0.92", mfa_exempt=True))
-            second = agent.reconciler.submit([change], time.monotonic())
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
-            await soon(lambda: key(2) not in on_interface(world))
-        for answer in (first, second, third):
-            await answer
-        agent.kill()
-
-    async def after(agent: Agent, core: Core) -> None:
-        assert [str(p) for p in agent.state.roster.peers[key(1)].allowed_ips] == ["10.8.0.92/32"]
-
-    with_agent(world, scenario)
-    with_agent(world, after)
-
-
-def test_changes_are_taken_in_their_order_though_the_disk_is_waited_for_amid_them(world: World) -> None:
-    async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([live(1), live(2), peer(8, "10.8.0.8", mfa_exempt=True)]))
-        with stalled(world) as asked:
-            world.host.kernel.peers[key(8)].rx_bytes += 1000
-            # One step: the look waits for the disk before the first change is taken.
-            agent.reconciler.observe()
-            first = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
-            await asyncio.to_thread(asked.wait, 10)
-            second = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
-            await soon(lambda: not {key(1), key(2)} & on_interface(world))
-        assert [(await answer).verdict for answer in (first, second)] == [Verdict.APPLIED] * 2
-        assert not agent.reconciler.pull_wanted.is_set()
-
-    with_agent(world, scenario)
-
-
-def test_a_state_that_comes_meanwhile_is_taken_before_what_came_after_it(world: World) -> None:
-    async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([live(1), live(2), peer(9, "10.8.0.9")]))
-        with stalled(world) as asked:
-            answers: list[asyncio.Future[Outcome]] = []
-            answers.append(
-                agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
-            )
-            await asyncio.to_thread(asked.wait, 10)
-            answers.append(agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic()))
-            peers = [peer(1, "10.8.0.1"), live(2), peer(9, "10.8.0.9", session=grant("s9", 9))]
-            answers.append(agent.reconciler.submit(core.state(peers), time.monotonic()))
-            answers.append(agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic()))
-            await soon(lambda: key(1) not in on_interface(world))
-            await asyncio.sleep(3 * LOOK_UP)
-            assert key(2) in on_interface(world)
-        assert [(await answer).verdict for answer in answers] == [Verdict.APPLIED] * 4
-        assert world.on_interface() == {key(9): psk(9)}
-        assert not agent.reconciler.pull_wanted.is_set()
-
-    with_agent(world, scenario)
-
-
 def test_what_the_device_would_not_remove_meanwhile_is_mended_when_the_step_goes_on(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2), peer(9, "10.8.0.9")]))
@@ -321,66 +192,132 @@ def test_a_disk_that_hangs_is_given_up_and_what_ended_is_journalled_once_it_answ
     with_agent(world, scenario)
 
 
-@pytest.mark.parametrize("what", [disk, nftables], ids=lambda what: what.__name__)
-def test_a_session_that_ends_while_it_is_still_written_is_not_let_in(world: World, what: What) -> None:
-    world.guard = guard = RecordingGuard(world.host)
-
+def test_one_whom_the_device_will_not_remove_keeps_nobody_else_on_the_interface(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([peer(1), live(2)]))
-        with stalled(world, what) as asked:
-            first = agent.reconciler.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
+        await agent.give(core.state([live(1), live(2), live(3), peer(9)]))
+        world.host.refuses = {key(1): frozenset({RemovePeer, CutPeer})}
+        with stalled(world) as asked:
+            first = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
-            second = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
-            # So that it is seen that the revocation was taken in.
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            gone = [core.change(revoked(1, "s1")), core.change(revoked(2, "s2"))]
+            second = agent.reconciler.submit(gone, time.monotonic())
             await soon(lambda: key(2) not in on_interface(world))
+            third = agent.reconciler.submit([core.change(revoked(3, "s3"))], time.monotonic())
+            await soon(lambda: key(3) not in on_interface(world))
+            world.host.refuses = {}
         assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
-        assert agent.ends() == {"s1": "revoked", "s2": "revoked"}
-        assert not any(
-            isinstance(what, AddPeer) and what.public_key == key(1) for what in world.host.operations()
-        )
-        assert guard.table == {}
+        assert on_interface(world) == {key(9)}
 
     with_agent(world, scenario)
 
 
-def test_a_session_that_is_renewed_while_its_element_is_written_gets_another_element(world: World) -> None:
+def test_a_table_that_is_made_again_keeps_nobody_on_the_interface(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.guard = guard = RecordingGuard(world.host)
+    monkeypatch.setattr(warden, "_LEASE_EVERY", 0.0)
+    monkeypatch.setattr(warden, "_RAISE_EVERY", 0.0)
 
     async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([peer(1), live(2)]))
+        await agent.give(core.state([live(1), live(2)]))
+        guard.fails = True
+        await agent.tick()
+        guard.fails = False
         with stalled(world, nftables) as asked:
-            first = agent.reconciler.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
+            answer = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
-            renewal = core.change(granted(1, grant("s1", 1, lasts=7200)))
-            second = agent.reconciler.submit([renewal], time.monotonic())
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
-            await soon(lambda: key(2) not in on_interface(world))
-        assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
-        assert guard.table is not None
-        assert list(guard.table.values()) == [pytest.approx(7200, abs=1)]
+            await soon(lambda: key(1) not in on_interface(world))
+        assert (await answer).verdict is Verdict.APPLIED
 
     with_agent(world, scenario)
 
 
-def test_changes_on_top_of_the_first_state_wait_for_it(world: World) -> None:
-    """What was found is looked at before the first state is taken, if anybody was added before it."""
+def test_mfa_that_is_switched_on_keeps_nobody_on_the_interface_for_the_table(world: World) -> None:
     world.guard = RecordingGuard(world.host)
 
-    async def before(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([live(1), live(2)]))
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([peer(1), peer(2)], mfa_required=False))
+        with stalled(world, nftables) as asked:
+            changes = [core.change(location_changed(mfa_required=True)), core.change(PeerRemoved(key(1)))]
+            answer = agent.reconciler.submit(changes, time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            await soon(lambda: key(1) not in on_interface(world))
+        assert (await answer).verdict is Verdict.APPLIED
+        assert on_interface(world) == set()
+
+    with_agent(world, scenario)
+
+
+def test_who_goes_peer_by_peer_does_not_wait_for_the_disk(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2), peer(9)]))
+        world.host.refuses = {key(2): frozenset({RemovePeer, CutPeer})}
+        with stalled(world) as asked:
+            changes = [core.change(revoked(n, f"s{n}")) for n in (2, 1)]
+            answer = agent.reconciler.submit(
+                [*changes, core.change(granted(9, grant("s9", 9)))], time.monotonic()
+            )
+            await asyncio.to_thread(asked.wait, 10)
+            await soon(lambda: key(1) not in on_interface(world))
+        await answer
+        assert agent.ends() == {"s1": "revoked"}
+        world.host.refuses = {}
+        await agent.tick()
+        assert agent.ends() == {"s1": "revoked", "s2": "revoked"}
+        assert on_interface(world) == {key(9)}
+
+    with_agent(world, scenario)
+
+
+def test_core_that_is_away_for_too_long_ends_sessions_also_then(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        agent.reconciler.heard()
+        await agent.give(core.state([live(1), peer(9)]))
+        with stalled(world) as asked:
+            answer = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            world.clock.advance(60)
+            await soon(lambda: key(1) not in on_interface(world))
+        await answer
+        assert agent.ends()["s1"] == "core_lost"
+
+    with_agent(world, scenario, core_lost_grace=30.0)
+
+
+def test_no_end_is_told_of_before_the_peer_is_off_the_interface(world: World) -> None:
+    """The link comes up again slowly, and the device fails just then."""
 
     async def scenario(agent: Agent, core: Core) -> None:
-        core.revision = 1
-        agent.reconciler._keeper._added_early = True
-        with stalled(world, nftables) as asked:
-            first = agent.reconciler.submit(core.same([live(1), live(2)]), time.monotonic())
-            await asyncio.to_thread(asked.wait, 10)
-            second = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
-            await asyncio.sleep(3 * LOOK_UP)
-        assert [(await answer).verdict for answer in (first, second)] == [Verdict.APPLIED] * 2
-        assert on_interface(world) == {key(1)}
-        assert not agent.reconciler.pull_wanted.is_set()
+        await agent.give(core.state([live(1), live(2)]))
+        world.host.up = False
+        calls = 0
+        asked, answers = threading.Event(), threading.Event()
 
-    with_agent(world, before)
+        def takes() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:  # after drift and configure
+                asked.set()
+                assert answers.wait(60)
+
+        world.host.link_takes = takes
+        agent.reconciler.observe()
+        await asyncio.to_thread(asked.wait, 10)
+        world.host.refuses = {key(1): frozenset({RemovePeer, CutPeer})}
+        answer = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+        await soon(lambda: key(1) not in agent.state.sessions)
+        told: list[bool] = []
+        world.host.at = lambda where: (
+            told.append(key(1) in on_interface(world)) if where == "journal" else None
+        )
+        world.host.link_takes = None
+        answers.set()
+        await agent.tick()
+        assert agent.ends() == {}
+        world.host.refuses = {}
+        await agent.tick()
+        await answer
+        assert agent.ends() == {"s1": "revoked"}
+        assert on_interface(world) == {key(2)}
+
     with_agent(world, scenario)

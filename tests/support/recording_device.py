@@ -43,6 +43,7 @@ class Host:
     public_key: PublicKey | None = None
     listen_port: int = 0
     fwmark: int = 0
+    mtu: int | None = None
     addresses: set[InterfaceAddress] = field(default_factory=set)
     log: list[tuple[str, object]] = field(default_factory=list)
     refuses: dict[PublicKey, frozenset[type]] = field(default_factory=dict)
@@ -123,6 +124,7 @@ class RecordingLink:
         self.listen_port = 51820 if settings.listen_port is None else settings.listen_port
         self.fwmark = settings.fwmark
         host.listen_port, host.fwmark = self.listen_port, settings.fwmark or 0
+        host.mtu = settings.mtu
         if settings.addresses is not None:
             host.addresses = set(settings.addresses)
             self.addresses = settings.addresses
