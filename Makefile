@@ -28,7 +28,7 @@ reliability:
 	@.ci/setup test
 	@$(if $(ARGS),,rm -f .cache/reliability.json)
 	@RELIABILITY=full .ci/as-root $(BIN)/pytest -m reliability \
-		--reliability-report docs/reliability.md $(ARGS)
+		--reliability-report=docs/reliability.md $(ARGS)
 
 lint:
 	@.ci/setup lint

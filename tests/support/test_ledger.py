@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 from tests.support.ledger import Ledger, Seen, as_property
@@ -53,3 +54,11 @@ def test_a_part_that_failed_and_holds_when_run_anew_still_shows_that_it_failed(t
     text = ledger.render("1")
     assert "worst overrun 500 ms; **FAILED in an earlier run**: worst overrun 5.1 s" in text
     assert "- worst reply past a deadline: 5.1 s" in text
+
+
+def test_make_reliability_finds_the_matrix_with_and_without_a_report_of_before() -> None:
+    root = Path(__file__).parents[2]
+    assert (root / "docs/reliability.md").exists()
+    argv = ["make", "reliability", "ARGS=--collect-only -q"]
+    listed = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True, timeout=110).stdout
+    assert "tests/reliability/test_random.py::" in listed
