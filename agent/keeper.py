@@ -84,6 +84,8 @@ class Keeper:
         """A failure amid something else, which the next plan has to begin with."""
         self._not_let_go: set[PublicKey] = set()
         """Whom the device did not remove then: that is not tried again before."""
+        self._going: set[PublicKey] = set()
+        """Who is being removed by the plan under way."""
 
     async def start(self) -> ObservedDevice:
         """Find or make the interface, and take over whom the restored state knows; what was found.
@@ -111,6 +113,10 @@ class Keeper:
 
         Returns whether there is traffic to report. Raises DeviceError.
         """
+        with self._metrics.observation_seconds.time():
+            return await self._look()
+
+    async def _look(self) -> bool:
         try:
             device = await self._link.device.read()
         except DeviceError as error:
@@ -184,7 +190,7 @@ class Keeper:
                 while not todo.isdisjoint(state.dirty) and rounds < _ENOUGH:
                     did_something |= await self._carry_out(between, one_by_one=failures >= ROUNDS)
                     rounds += 1
-                if self._warden is not None and not self.stuck and not state.dirty:
+                if self._warden is not None and not self.late():
                     await self._warden.settle()
                 if todo.isdisjoint(state.dirty):
                     await self._bring_up()
@@ -207,28 +213,22 @@ class Keeper:
         All else that these peers need (the guard's elements, another session) and what fails here is left
         to ``follow``.
         """
-        now = self._clock()
-        going = [
-            key for key in self._state.dirty - self.stuck - self._not_let_go if self._has_to_go(key, now)
-        ]
+        going = self._due() - self._not_let_go
         if not going:
             return
-
-        async def go_on() -> bool:
-            return True
-
         if self._warden is not None and not self._warden.busy:
             await self._warden.before_removes()
-        plan = make_plan(((key, None) for key in going), self.writer.mirror)
-        try:
-            await self.writer.carry_out(plan, go_on)
-        except DeviceError as error:
-            self._left = error
-            if error.errno == errno.ENODEV:
-                self._not_let_go.update(going)
-                return
-            failed, _ = await self.writer.one_by_one(plan, go_on)
-            self._not_let_go.update(failed)
+        refused = await self.writer.let_go(going)
+        self._not_let_go |= refused.keys()
+        self._left = next(iter(refused.values()), self._left)
+
+    def late(self) -> set[PublicKey]:
+        """Who has to go and is still on the interface."""
+        return self.stuck | self._due()
+
+    def _due(self) -> set[PublicKey]:
+        now = self._clock()
+        return {key for key in (self._state.dirty | self._going) - self.stuck if self._has_to_go(key, now)}
 
     def _has_to_go(self, key: PublicKey, now: Now) -> bool:
         """Whether the interface has the peer for a session, or another reason, that is over."""
@@ -315,31 +315,27 @@ class Keeper:
         state.tick(now)
         dirty, state.dirty = state.dirty - self.stuck, set()
         plan = make_plan(((key, state.wanted(key, now)) for key in dirty), writer.mirror)
+        for key in plan.adopted:
+            state.adopted(key, now)
         try:
             if plan.removes:
                 # Who has to go does not wait for the disk that the others' sessions are journalled on.
                 removes, plan = replace(plan, updates=(), adds=()), replace(plan, removes=())
-                if one_by_one:
-                    await self._carry_out_one_by_one(removes, dirty, between)
-                    went_on = False
-                else:
-                    went_on = await writer.carry_out(removes, between)
-                if not went_on:
+                if not await self._remove(removes, dirty, between, one_by_one=one_by_one):
                     state.dirty |= dirty
                     return True
             for add in plan.adds:
                 state.added(add.public_key, now)
             self._added_early |= bool(plan.adds) and state.epoch is None
-            for key in plan.adopted:
-                state.adopted(key, now)
             unjournalled = await self._books.before_kernel()
             unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, self._clock())
             # Whom core has not listed yet can't be refused: that peer is left as it was found.
             unguarded = [key for key in unguarded if key in state.roster.peers]
             if not state.dirty.isdisjoint(dirty):
                 # Meanwhile some of them had to go, or were given something else: they are planned anew.
-                moved = state.dirty & dirty
-                dirty, plan = dirty - moved, plan.without(moved)
+                plan, moved = plan.without(state.dirty & dirty, writer.mirror)
+                state.dirty |= moved
+                dirty = dirty - moved
                 unjournalled = [key for key in unjournalled if key not in moved]
                 unguarded = [key for key in unguarded if key not in moved]
             if unjournalled or unguarded:
@@ -360,6 +356,20 @@ class Keeper:
                 await self._warden.after_kernel(dirty, self._clock())
             raise
         return bool(plan)
+
+    async def _remove(self, plan: Plan, dirty: set[PublicKey], between: Between, *, one_by_one: bool) -> bool:
+        """Carry out a plan that only removes; False if all the rest is to be planned anew."""
+        self._going = {remove.public_key for remove in plan.removes}
+        try:
+            if not one_by_one:
+                return await self.writer.carry_out(plan, between)
+            await self._carry_out_one_by_one(plan, dirty, between)
+            if self._warden is not None:
+                # Whoever could not be removed is let through no longer.
+                await self._warden.after_kernel(self._going, self._clock())
+            return False
+        finally:
+            self._going = set()
 
     async def _carry_out_one_by_one(self, plan: Plan, dirty: set[PublicKey], between: Between) -> None:
         failed, finished = await self.writer.one_by_one(plan, between)

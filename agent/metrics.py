@@ -155,6 +155,12 @@ class Metrics:
             buckets=_APPLY,
             registry=registry,
         )
+        self.observation_seconds = Histogram(
+            "wg_agent_observation_seconds",
+            "Time that a look at the interface takes: read, compare, repair the guard, journal.",
+            buckets=_APPLY,
+            registry=registry,
+        )
         self.push_to_kernel_seconds = Histogram(
             "wg_agent_push_to_kernel_seconds",
             "Time from the arrival of a change to its acknowledgement by the kernel.",

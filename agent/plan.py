@@ -94,12 +94,28 @@ class Plan:
     adopted: tuple[PublicKey, ...] = ()
     """Peers that were found as they should be and count as ours from now on."""
 
-    def without(self, keys: Collection[PublicKey]) -> Plan:
-        """The same, but for these peers; who was adopted stays so."""
-        removes = tuple(operation for operation in self.removes if operation.public_key not in keys)
-        updates = tuple(operation for operation in self.updates if operation.public_key not in keys)
-        adds = tuple(operation for operation in self.adds if operation.public_key not in keys)
-        return replace(self, removes=removes, updates=updates, adds=adds)
+    def without(self, keys: Collection[PublicKey], mirror: Mirror) -> tuple[Plan, set[PublicKey]]:
+        """The same but for these peers, and for those who gain a prefix that one of them still holds.
+
+        Returns the plan and who is not in it. Who was adopted stays so.
+        """
+        writes: tuple[UpdatePeer | AddPeer, ...] = (*self.updates, *self.adds)
+        out, added = set(keys), set(keys)
+        while added:
+            held = (mirror.peers[key].allowed_ips for key in added if key in mirror.peers)
+            kept = {prefix for allowed_ips in held for prefix in allowed_ips}
+            added = {
+                write.public_key
+                for write in writes
+                if write.public_key not in out
+                and not isinstance(write.allowed_ips, Keep)
+                and not kept.isdisjoint(write.allowed_ips)
+            }
+            out |= added
+        removes = tuple(operation for operation in self.removes if operation.public_key not in out)
+        updates = tuple(operation for operation in self.updates if operation.public_key not in out)
+        adds = tuple(operation for operation in self.adds if operation.public_key not in out)
+        return replace(self, removes=removes, updates=updates, adds=adds), out
 
     def __iter__(self) -> Iterator[Operation]:
         yield from self.removes

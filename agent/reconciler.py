@@ -254,6 +254,9 @@ class Reconciler:
             while not self._queue.empty():
                 items.append(self._queue.get_nowait())
             await self._step(items)
+        if self._next.waiting or self.state.dirty or self.state.ends:
+            # Taken in while the last step was under way: an end must not be forgotten by stopping.
+            await self._step(())
 
     def finish(self) -> None:
         """Let ``run`` return after the step under way."""
@@ -494,13 +497,12 @@ class Reconciler:
     async def _keep_books(self, *, pulled: bool) -> None:
         """Journal, count and report what ended, now that the interface has followed."""
         now = self._clock()
-        if not self._keeper.stuck:
+        late = self._keeper.late()
+        if not late:
             for deadline in self.state.overdue:
                 self._metrics.expiry_lag_seconds.observe(max(0.0, -deadline.remaining(now)))
             self.state.overdue.clear()
-        ends = await self._books.after_kernel(
-            now, pulled=pulled, except_for=self._keeper.stuck | self.state.dirty
-        )
+        ends = await self._books.after_kernel(now, pulled=pulled, except_for=late)
         for end in ends:
             self._metrics.session_ends.labels(end.reason.value).inc()
         audit.ended(ends)

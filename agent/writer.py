@@ -8,7 +8,7 @@ a few at a time between other work. How many are a few, the kernel itself tells 
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -102,6 +102,33 @@ class Writer:
             if isinstance(operation, AddPeer):
                 self._added(operation.public_key)
 
+    async def let_go(self, keys: Iterable[PublicKey]) -> dict[PublicKey, DeviceError]:
+        """Remove these peers, or cut them if they are many; whom the device refuses holds back no other.
+
+        Returns the refused; where the interface is gone, all of them.
+        """
+        going = [key for key in keys if key not in self.to_reap]
+        many = len(going) > HANDFUL
+        operations: list[Operation] = [CutPeer(key) if many else RemovePeer(key) for key in going]
+        size = SLICE if many else 1
+        refused: dict[PublicKey, DeviceError] = {}
+        for at in range(0, len(operations), size):
+            some = operations[at : at + size]
+            try:
+                await self.apply(some, {})
+            except DeviceError as error:
+                refused |= await self._one_by_one(some) if many else {some[0].public_key: error}
+        return refused
+
+    async def _one_by_one(self, operations: Iterable[Operation]) -> dict[PublicKey, DeviceError]:
+        refused: dict[PublicKey, DeviceError] = {}
+        for operation in operations:
+            try:
+                await self.apply([operation], {})
+            except DeviceError as error:
+                refused[operation.public_key] = error
+        return refused
+
     async def reap(self) -> bool:
         """Remove a few of the peers that were cut; return whether to go on at once.
 
@@ -118,12 +145,9 @@ class Writer:
         except DeviceError as error:
             if error.errno == errno.ENODEV:
                 raise
-            for operation in some:
-                try:
-                    await self.apply([operation], {})
-                except DeviceError:
-                    self.to_reap.pop(operation.public_key)
-                    self.to_reap[operation.public_key] = None
+            for key in await self._one_by_one(some):
+                self.to_reap.pop(key)
+                self.to_reap[key] = None
             return False
         return bool(self.to_reap)
 

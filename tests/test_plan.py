@@ -67,6 +67,16 @@ def test_a_plan_removes_then_updates_then_adds() -> None:
     assert plan.tenures == {key(3): 1, key(4): 0}
 
 
+def test_a_plan_without_a_peer_is_without_who_gains_its_prefixes_too() -> None:
+    """The kernel would take them from it, and nobody would know."""
+    mirror = holding(want(1, "10.9.0.1"), want(2, "10.9.0.2"), want(3, "10.9.0.3"), want(4, "10.9.0.4"))
+    chain = [want(1, "10.9.0.9"), want(2, "10.9.0.1"), want(3, "10.9.0.2"), want(4, "10.9.0.8")]
+    plan, out = plan_of(mirror, *chain, want(5, "10.9.0.5")).without({key(1)}, mirror)
+    assert out == {key(1), key(2), key(3)}
+    assert [operation.public_key for operation in plan] == [key(4), key(5)]
+    assert plan.tenures.keys() >= {key(5)}
+
+
 def test_nothing_is_sent_for_peers_that_are_as_wanted() -> None:
     mirror = holding(want(1, preshared_key=1), want(2))
     assert len(plan_of(mirror, want(1, preshared_key=1), want(2))) == 0

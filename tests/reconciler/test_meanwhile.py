@@ -345,3 +345,26 @@ def test_a_write_that_was_done_meanwhile_is_no_failure(world: World, monkeypatch
         assert on_interface(world) == {key(1), key(3)}
 
     with_agent(world, scenario)
+
+
+@pytest.mark.parametrize("journals", ["a grant", "an end"])
+def test_an_end_that_was_taken_in_meanwhile_is_not_forgotten_by_stopping(world: World, journals: str) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2), peer(9)]))
+        body = granted(9, grant("s9", 9)) if journals == "a grant" else revoked(2, "s2")
+        with stalled(world) as asked:
+            answer = agent.reconciler.submit([core.change(body)], time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            ended = asyncio.ensure_future(agent.reconciler.end([key(1)]))
+            await soon(lambda: key(1) not in on_interface(world))
+            agent.reconciler.finish()
+        await answer
+        assert len((await ended)["ended"]) == 1
+
+    async def after(agent: Agent, core: Core) -> None:
+        core.revision = 5
+        await agent.give(core.same([live(1), live(2), peer(9)]))
+        assert key(1) not in on_interface(world)
+
+    with_agent(world, scenario)
+    with_agent(world, after)

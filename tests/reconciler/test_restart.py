@@ -126,6 +126,25 @@ def test_a_session_that_the_operator_ended_stays_dead_whatever_core_says(world: 
     with_agent(world, after)
 
 
+def test_signs_of_life_of_who_was_taken_over_count_also_if_the_device_failed_just_then(world: World) -> None:
+    async def before(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+
+    async def after(agent: Agent, core: Core) -> None:
+        core.revision = 1
+        world.host.fails = 1
+        await agent.give(core.same([live(1)]))
+        assert set(world.on_interface()) == {key(1)}
+        world.clock.advance(400)
+        await agent.look()
+        assert agent.ends()["s1"] == "never_connected"
+
+    with_agent(world, before)
+    for file in world.folder.iterdir():
+        file.unlink()
+    with_agent(world, after)
+
+
 def test_signs_of_life_are_not_reset_by_a_restart(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2)]))

@@ -9,14 +9,16 @@ import pytest
 
 from agent import books, warden
 from agent.model import (
+    AddPeer,
     CutPeer,
     InterfaceSettings,
     LocationChanged,
     PeerRemoved,
     RemovePeer,
 )
+from agent.patience import LOOK_UP
 from agent.plan import CUT
-from agent.ports import Verdict
+from agent.ports import Outcome, Verdict
 from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
 from tests.reconciler.stalls import What, disk, nftables, on_interface, rtnetlink, soon, stalled
 from tests.support.builders import grant, key, location_changed, peer, psk
@@ -319,5 +321,109 @@ def test_no_end_is_told_of_before_the_peer_is_off_the_interface(world: World) ->
         await answer
         assert agent.ends() == {"s1": "revoked"}
         assert on_interface(world) == {key(2)}
+
+    with_agent(world, scenario)
+
+
+def test_who_goes_with_others_does_not_wait_for_the_lease_between_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.guard = RecordingGuard(world.host)
+    monkeypatch.setattr(warden, "_LEASE_EVERY", 0.0)
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2), live(3)]))
+        with stalled(world, nftables) as asked:
+            changes = [core.change(revoked(number, f"s{number}")) for number in (1, 2, 3)]
+            answer = agent.reconciler.submit(changes, time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            await soon(lambda: not on_interface(world))
+        assert (await answer).verdict is Verdict.APPLIED
+
+    with_agent(world, scenario)
+
+
+def test_an_interface_that_goes_while_somebody_is_let_go_is_made_again(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2), peer(9)]))
+        with stalled(world) as asked:
+            first = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            world.host.delete()
+            second = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+            await soon(lambda: key(1) not in agent.state.sessions)
+            await asyncio.sleep(2 * LOOK_UP)
+            assert not first.done()
+        assert [(await answer).verdict for answer in (first, second)] == [Verdict.APPLIED] * 2
+        assert on_interface(world) == {key(2), key(9)}
+
+    with_agent(world, scenario)
+
+
+def test_one_of_many_whom_the_device_refuses_does_not_keep_the_others_from_being_cut(world: World) -> None:
+    many = 400
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        crowd = [live(300 + number, lasts=30) for number in range(many)]
+        await agent.give(core.state([*crowd, peer(9, "10.9.0.9")]))
+        world.host.refuses = {key(500): frozenset({RemovePeer, CutPeer})}
+        with stalled(world) as asked:
+            answer = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            await asyncio.to_thread(asked.wait, 10)
+            world.clock.advance(30)
+            await soon(lambda: on_interface(world) == {key(500)})
+            removed = [what for what in world.host.operations() if isinstance(what, RemovePeer)]
+            assert removed == []
+            world.host.refuses = {}
+        await answer
+        await agent.reaped()
+        assert on_interface(world) == {key(9)}
+
+    with_agent(world, scenario)
+
+
+def test_the_table_goes_once_mfa_is_off_though_core_never_rests(world: World) -> None:
+    world.guard = guard = RecordingGuard(world.host)
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([peer(n) for n in range(1, 60)]))
+        world.disk_takes = lambda: time.sleep(2 * LOOK_UP)
+        switch = core.change(location_changed(mfa_required=False))
+        answers = [agent.reconciler.submit([switch], time.monotonic())]
+        while guard.table is not None:
+            held = granted(len(answers), grant(f"t{len(answers)}", len(answers)))
+            answers.append(agent.reconciler.submit([core.change(held)], time.monotonic()))
+            assert len(answers) < 60, "the table stays"
+            await asyncio.sleep(LOOK_UP / 2)
+        world.disk_takes = lambda: None
+        assert [(await answer).verdict for answer in answers] == [Verdict.APPLIED] * len(answers)
+        assert len(on_interface(world)) == 59
+
+    with_agent(world, scenario)
+
+
+def test_who_is_stuck_on_the_interface_has_no_element(world: World) -> None:
+    """The device goes peer by peer, and does not remove one whose session is revoked just then."""
+    world.guard = guard = RecordingGuard(world.host)
+    crowd = range(100, 140)
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), *(peer(n) for n in crowd)]))
+        world.host.refuses = {key(120): frozenset({AddPeer}), key(1): frozenset({RemovePeer, CutPeer})}
+        revocations: list[asyncio.Future[Outcome]] = []
+
+        def takes(operations: int) -> None:
+            if operations == 1 and not revocations:
+                change = core.change(revoked(1, "s1"))
+                revocations.append(agent.reconciler.submit([change], time.monotonic()))
+
+        world.host.apply_takes = takes
+        await agent.give([core.change(granted(n, grant(f"s{n}", n))) for n in crowd])
+        await revocations[0]
+        await agent.look()
+        assert "10.8.0.1/32" not in set(map(str, guard.table or ()))
+        world.host.refuses = {}
+        await agent.tick()
+        assert key(1) not in on_interface(world)
 
     with_agent(world, scenario)
