@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Final, NamedTuple, TypeVar
 
@@ -23,24 +23,26 @@ from agent import clock, ruleset
 from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
-from agent.nft import INSTALL, Library, Nft, NftError, Program, open_nft
+from agent.nft import INSTALL, Nft, NftError, open_nft
+from agent.nftelements import ElementChange
 from agent.nftlist import Listing, flowtables, mend, parse
 from agent.nftwatch import Watch
 
 T = TypeVar("T")
 
-_BATCH: Final = 10_000
-"""Peers in one transaction at most."""
-_FIRST: Final = 1_000
-"""Peers in the first one, before it is known how fast this host is."""
+_BATCH: Final = 500
+"""Peers in one transaction at most. Within one the kernel's sets do not grow, and an element takes twenty
+times as long in one of 10,000 (``cold_sync_10k``)."""
+_WHOLE: Final = 10_000
+"""Peers in the transaction that replaces a whole table."""
 _LEAST: Final = 50
 """Peers in one at least, however slow the host."""
 _PUNCTUAL: Final = 0.25
 """Seconds that one transaction is to take: a session's element is written so much too late at most."""
 _LATE: Final = 0.5
 """Seconds after which what was written is written again, in smaller parts."""
-_LARGE: Final = 1 << 16
-"""Commands of so many bytes take ten times as long while the kernel has to tell us of each element."""
+_LOUD: Final = 300
+"""Elements from which on writing takes ten times as long while the kernel has to tell us of each."""
 _CLOSING: Final = 2.0
 """Seconds that a call under way may take when the guard is let go of."""
 _HOPELESS: Final = 100
@@ -67,7 +69,7 @@ class Firewall:
         self._worker = ThreadPoolExecutor(1, "nftables", initializer=_take_no_signals)
         self._sets: frozenset[ruleset.PrefixSet] | None = None
         self._leased = True
-        self._batch = _FIRST
+        self._batch = _BATCH
         self._watch: Watch | None = None
 
     async def read(self) -> GuardContents | None:
@@ -136,7 +138,7 @@ class Firewall:
 
     def close(self) -> None:
         """Let go of nftables; the table stays."""
-        if isinstance(self._nft, (Library, Program)):
+        if self._nft is not None:
             # A call that the kernel does not answer must not keep the agent from stopping.
             wait({self._worker.submit(self._nft.close)}, _CLOSING)
         self._worker.shutdown(wait=False)
@@ -152,14 +154,22 @@ class Firewall:
         if self._nft is None:
             self._nft = open_nft()
         text = commands if isinstance(commands, str) else "\n".join(commands)
-        if not text:
-            return ""
-        if self._watch is None or len(text) < _LARGE:
-            return self._nft.run(f"{text}\n", terse=terse, dry_run=dry_run)
+        return self._nft.run(f"{text}\n", terse=terse, dry_run=dry_run) if text else ""
+
+    def _write(self, changes: Sequence[ElementChange]) -> None:
+        if self._nft is None:
+            self._nft = open_nft()
+        self._nft.write(ruleset.table_name(self._interface), changes)
+
+    @contextlib.contextmanager
+    def _quietly(self, elements: int) -> Iterator[None]:
+        """Make no noise of so many elements in this block; whether the table is whole is seen afterwards."""
+        if self._watch is None or elements < _LOUD:
+            yield
+            return
         with self._watch.deaf():
-            printed = self._nft.run(f"{text}\n")
+            yield
         self._check()
-        return printed
 
     def _list(self, *, terse: bool) -> Listing | None:
         """The table as it is, None without one; raises GuardError for one that is not ours."""
@@ -230,15 +240,18 @@ class Firewall:
         leased = bool(lease)
         renewal = ruleset.renew(self._interface, lease) if lease else []
         listing = self._list(terse=True)
-        if listing is None or listing.broken_sets:
-            return self._make(admissions, asked, renewal, leased=leased, replace=listing is not None)
+        if listing is None:
+            return self._make(admissions, asked, renewal, leased=leased)
+        if listing.broken_sets:
+            return self._replace(admissions, asked, renewal, leased=leased)
         self._remember(listing)
         if listing.faults(self._interface, leased=leased):
             sets = ruleset.ALWAYS | listing.sets.keys()
-            self._run([*mend(self._interface, listing, sets, leased=leased), *renewal])
+            commands = mend(self._interface, listing, sets, leased=leased)
+            self._run([*commands, *ruleset.as_commands(self._interface, renewal)])
             self._sets = frozenset(sets)
         else:
-            self._run(renewal)
+            self._write(renewal)
         self._leased = leased
         return self._admit(admissions, asked)
 
@@ -246,21 +259,41 @@ class Firewall:
         self,
         admissions: dict[PublicKey, Admission],
         asked: float,
-        renewal: list[str],
+        renewal: list[ElementChange],
         *,
         leased: bool,
-        replace: bool,
     ) -> dict[PublicKey, str]:
+        """Make a table that is not there: sets first, then everybody in them, and the hooks last.
+
+        So nobody is without an element at any time, however many there are.
+        """
+        with self._quietly(2 * len(admissions)):
+            self._run(ruleset.create_sets(self._interface, ruleset.ALWAYS))
+            self._sets, self._leased = ruleset.ALWAYS, leased
+            self._write(renewal)
+            refused = self._admit(admissions, asked, hooked=False)
+            self._run(ruleset.create_chains(self._interface, self._known(), leased=leased))
+        return refused
+
+    def _replace(
+        self,
+        admissions: dict[PublicKey, Admission],
+        asked: float,
+        renewal: list[ElementChange],
+        *,
+        leased: bool,
+    ) -> dict[PublicKey, str]:
+        """Put a table in the place of one whose sets are not ours any more, in one transaction."""
         refused, usable = _sort_out(admissions)
-        first = dict(list(usable.items())[:_BATCH])
-        name = ruleset.table(self._interface)
-        start = [f"delete table {name}"] if replace else []
-        start += [*ruleset.create(self._interface, ruleset.ALWAYS, leased=leased), *renewal]
+        first = dict(list(usable.items())[:_WHOLE])
+        start = [f"delete table {ruleset.table(self._interface)}"]
+        start += ruleset.create(self._interface, ruleset.ALWAYS, leased=leased)
+        start += ruleset.as_commands(self._interface, renewal)
         began = clock.monotonic()
-        aged = _aged(first.values(), began - asked)
-        elements, sets = ruleset.admit(self._interface, aged, ruleset.ALWAYS)
+        step = ruleset.admit(self._interface, _aged(first.values(), began - asked), ruleset.ALWAYS)
+        sets = step.sets
         try:
-            self._run([*start, *elements])
+            self._run([*start, *step.commands, *ruleset.as_commands(self._interface, step.changes)])
         except NftError:
             # A bad peer, or the table itself: which, is seen without the peers.
             self._run(start)
@@ -281,35 +314,44 @@ class Firewall:
         self._run([f"add table {name}", f"delete table {name}"])
         return True
 
-    def _admit(self, admissions: dict[PublicKey, Admission], asked: float) -> dict[PublicKey, str]:
+    def _admit(
+        self, admissions: dict[PublicKey, Admission], asked: float, *, hooked: bool = True
+    ) -> dict[PublicKey, str]:
+        """Admit them in parts; ``hooked`` is False while the table has no chains yet."""
         refused, usable = _sort_out(admissions)
         items = list(usable.items())
         done = 0
-        while done < len(items):
-            some = items[done : done + self._batch]
-            began = clock.monotonic()
-            failed = self._try(some, asked)
-            took = max(clock.monotonic() - began, 1e-6)
-            if len(some) == self._batch or took > _LATE:
-                self._batch = min(max(int(len(some) * _PUNCTUAL / took), len(some) // 4, _LEAST), _BATCH)
-            if took > _LATE and len(some) > self._batch and not failed:
-                continue
-            refused |= failed
-            done += len(some)
+        with self._quietly(2 * len(items) if hooked else 0):
+            while done < len(items):
+                some = items[done : done + self._batch]
+                began = clock.monotonic()
+                failed = self._try(some, asked, hooked=hooked)
+                took = max(clock.monotonic() - began, 1e-6)
+                if len(some) == self._batch or took > _LATE:
+                    self._batch = min(max(int(len(some) * _PUNCTUAL / took), len(some) // 4, _LEAST), _BATCH)
+                if took > _LATE and len(some) > self._batch and not failed:
+                    continue
+                refused |= failed
+                done += len(some)
         return refused
 
-    def _try(self, admissions: list[tuple[PublicKey, Admission]], asked: float) -> dict[PublicKey, str]:
+    def _try(
+        self, admissions: list[tuple[PublicKey, Admission]], asked: float, *, hooked: bool
+    ) -> dict[PublicKey, str]:
         """Admit them in one transaction, or in as few as it takes to leave out the bad ones."""
         refused: dict[PublicKey, str] = {}
         waiting, succeeded = [admissions], False
         while waiting:
             some = waiting.pop()
             aged = _aged((a for _, a in some), clock.monotonic() - asked)
-            commands, sets = ruleset.admit(self._interface, aged, self._known())
+            step = ruleset.admit(self._interface, aged, self._known())
             try:
-                self._run(commands)
+                self._run(step.commands if hooked else [c for c in step.commands if c.startswith("add set ")])
+                self._sets = step.sets
+                self._write(step.changes)
             except NftError as error:
-                self._check()
+                if hooked:
+                    self._check()
                 if len(some) > 1:
                     middle = len(some) // 2
                     waiting += [some[middle:], some[:middle]]
@@ -320,17 +362,17 @@ class Firewall:
                         f"no peer can be admitted: {error.message}", "look at the kernel's log and memory"
                     ) from None
             else:
-                self._sets, succeeded = sets, True
+                succeeded = True
         return refused
 
     def _dismiss(self, prefixes: tuple[Prefix, ...]) -> None:
         for start in range(0, len(prefixes), _BATCH):
             some = prefixes[start : start + _BATCH]
             try:
-                self._run(ruleset.dismiss(self._interface, some, self._known()))
+                self._write(ruleset.dismiss(some, self._known()))
             except NftError:
                 self._check()
-                self._run(ruleset.dismiss(self._interface, some, self._known()))
+                self._write(ruleset.dismiss(some, self._known()))
 
     def _renew_lease(self, seconds: float | None) -> None:
         self._known()
@@ -338,7 +380,7 @@ class Firewall:
         renewal = ruleset.renew(self._interface, seconds) if seconds else []
         try:
             if leased == self._leased:
-                self._run(renewal)
+                self._write(renewal)
                 return
         except NftError:
             self._check()
@@ -347,7 +389,8 @@ class Firewall:
         if listing is None:
             self._check()
             return
-        self._run([*mend(self._interface, listing, listing.sets, leased=leased), *renewal])
+        commands = mend(self._interface, listing, listing.sets, leased=leased)
+        self._run([*commands, *ruleset.as_commands(self._interface, renewal)])
         self._leased = leased
 
     def _support(self) -> tuple[Lack, ...]:
@@ -454,6 +497,6 @@ def _sort_out(
             refused[key] = "one of its prefixes is none"
             continue
         usable[key] = admission
-        if remaining is not None and ruleset.duration(remaining) is None:
+        if remaining is not None and ruleset.milliseconds(remaining) is None:
             refused[key] = "less than 10 ms of its session is left"
     return refused, usable

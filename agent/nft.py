@@ -1,7 +1,7 @@
-"""Running nftables' commands: in this process by libnftables, else by the program ``nft``.
+"""Talking to nftables: elements directly, commands by libnftables in this process or by the program ``nft``.
 
-In the process a change takes a fraction of a millisecond; starting the program takes tens. Both block,
-and both act in the network namespace of the calling thread.
+In the process a command takes a fraction of a millisecond; starting the program takes tens. All of it blocks,
+and acts in the network namespace of the thread that makes the first call.
 """
 
 from __future__ import annotations
@@ -11,15 +11,22 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from agent.errors import GuardError
+from agent.nftelements import NETLINK_NETFILTER, ElementChange, outcome, transaction
 
 INSTALL: Final = "install nftables (apt install nftables, dnf install nftables)"
 _LIBRARY: Final = "libnftables.so.1"
 _PROGRAM: Final = "nft"
 _PROGRAM_TIMEOUT: Final = 120.0
-_NETLINK_NETFILTER: Final = 12  # linux/netlink.h
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
+_SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10  # linux/netlink.h: an error does not bring the message back
+_SEND_BUFFER: Final = 1 << 18
+_RECEIVE: Final = 1 << 16
+_SILENCE: Final = 120.0
+"""Seconds after which the kernel counts as hanging."""
 _TERSE: Final = 1 << 11  # NFT_CTX_OUTPUT_TERSE, nftables/libnftables.h
 _SHOWN: Final = 300
 
@@ -29,7 +36,7 @@ class NftError(GuardError):
 
 
 class Nft(Protocol):
-    """Runs commands of nft's language; not for two threads at once."""
+    """The two ways to nftables; not for two threads at once."""
 
     def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
         """Carry out all commands in one transaction and return what they print.
@@ -38,14 +45,64 @@ class Nft(Protocol):
         NftError with the first thing that nftables said.
         """
 
+    def write(self, table: str, changes: Iterable[ElementChange]) -> None:
+        """Change elements of an inet table in one transaction; after an NftError nothing is changed."""
 
-class Library:
+    def close(self) -> None:
+        """Let go of what is open; nothing happens a second time."""
+
+
+class Elements:
+    """Changes of elements, over a netlink socket of their own."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._sequence = 1
+
+    def write(self, table: str, changes: Iterable[ElementChange]) -> None:
+        """As ``Nft.write``."""
+        data, last = transaction(table, changes, self._sequence)
+        if last < self._sequence:
+            return
+        first, self._sequence = self._sequence, last + 1 if last < 1 << 31 else 1
+        try:
+            error = self._exchange(data, first, last)
+        except OSError as failure:
+            # What of an answer is still to come must not meet a later call.
+            self.close()
+            raise NftError(f"nftables: {failure.strerror or 'no answer'}") from None
+        if error:
+            raise NftError(f"nftables: {os.strerror(error)}")
+
+    def close(self) -> None:
+        """Close the socket; the next call opens another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _exchange(self, data: bytes, first: int, last: int) -> int:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            self._socket.settimeout(_SILENCE)
+        # The kernel takes a transaction in one piece or not at all, and twice its size is accounted for.
+        room = max(_SEND_BUFFER, 2 * len(data))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, room)
+        self._socket.send(data)
+        while (error := outcome(self._socket.recv(_RECEIVE), first, last)) is None:
+            pass
+        return error
+
+
+class Library(Elements):
     """libnftables in this process; raises GuardError where it can't be had."""
 
     def __init__(self) -> None:
+        super().__init__()
         try:
             # libnftables ends the whole process if it can't open its socket: see first.
-            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER).close()
         except OSError as error:
             raise GuardError(
                 f"no netlink socket of netfilter's can be opened: {error.strerror}",
@@ -86,16 +143,18 @@ class Library:
         return printed.decode(errors="replace")
 
     def close(self) -> None:
-        """Free the context; nothing happens a second time."""
+        """Free the context and the socket; nothing happens a second time."""
+        super().close()
         if self._context is not None:
             self._lib.nft_ctx_free(self._context)
             self._context = None
 
 
-class Program:
+class Program(Elements):
     """The program ``nft``; raises GuardError where it is not installed."""
 
     def __init__(self) -> None:
+        super().__init__()
         path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
         program = shutil.which(_PROGRAM, path=path)
         if program is None:
@@ -118,9 +177,6 @@ class Program:
         if done.returncode:
             raise NftError(_first(done.stderr.decode(errors="replace")))
         return done.stdout.decode(errors="replace")
-
-    def close(self) -> None:
-        """Nothing is kept open."""
 
 
 def open_nft() -> Library | Program:

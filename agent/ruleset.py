@@ -2,8 +2,9 @@
 
 One set for each prefix length in use, each looked up by the masked address: prefixes can then neither
 overlap nor nest within a set (a nested prefix makes nft refuse a whole transaction on an interval set),
-and a change costs the same however many there are. Times are written as whole seconds and milliseconds
-because nft refuses a number of more than eight digits.
+and a change costs the same however many there are. Sets, chains and rules are commands; elements are values
+(``agent.nftelements``), or commands where both have to change at once. In those, times are written as whole
+seconds and milliseconds, because nft refuses a number of more than eight digits.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final, NamedTuple
 
 from agent.guard import Admission
 from agent.model import Prefix
+from agent.nftelements import ElementChange, Verb
 
 OWNER: Final = "made by wg-agent, which owns this table"
 LEASE_SET: Final = "lease"
@@ -26,6 +28,8 @@ SHORTEST: Final = 0.01
 """Seconds: one tick of the slowest clock that a kernel is built with (100 Hz). A shorter time could be
 counted as no ticks at all, which to nftables means that the element never expires."""
 _LONGEST: Final = 99_999_999
+_NAME_SIZE: Final = 16  # IFNAMSIZ
+_VERSIONS: Final = {4: 4, 16: 6}
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]")
 
 
@@ -78,17 +82,14 @@ def table(interface: str) -> str:
     return f"inet {table_name(interface)}"
 
 
-def duration(seconds: float) -> str | None:
-    """Return a timeout in nft's words, whole milliseconds rounded down; None for less than SHORTEST.
+def milliseconds(seconds: float) -> int | None:
+    """Return an element's life in whole milliseconds, rounded down; None for less than SHORTEST.
 
-    So for NaN. Zero must never be written: nft takes it for "no timeout of its own".
+    So for NaN. Zero must never be written: nftables takes it for "no timeout of its own".
     """
     if not seconds >= SHORTEST:
         return None
-    if seconds >= _LONGEST:
-        return f"{_LONGEST}s"
-    milliseconds = math.floor(seconds * 1000)
-    return f"{milliseconds // 1000}s{milliseconds % 1000}ms"
+    return math.floor(min(seconds, _LONGEST) * 1000)
 
 
 class Rule(NamedTuple):
@@ -154,92 +155,122 @@ def add_base_chain(interface: str, chain: str) -> str:
 
 def create(interface: str, sets: Iterable[PrefixSet], *, leased: bool) -> list[str]:
     """Return the commands that make the whole table, without elements."""
+    sets = frozenset(sets)
+    return [*create_sets(interface, sets), *create_chains(interface, sets, leased=leased)]
+
+
+def create_sets(interface: str, sets: Iterable[PrefixSet]) -> list[str]:
+    """Return the commands that make the table with its sets: nothing is judged by it yet."""
     name = table(interface)
-    sets = sorted(sets)
     return [
         f'add table {name} {{ comment "{OWNER}"; }}',
         f"add set {name} {LEASE_SET} {{ type ifname; timeout 1s; }}",
-        *(add_set(interface, one) for one in sets),
+        *(add_set(interface, one) for one in sorted(sets)),
+    ]
+
+
+def create_chains(interface: str, sets: Iterable[PrefixSet], *, leased: bool) -> list[str]:
+    """Return the commands that make its chains and rules: from then on it is in force."""
+    return [
         *(add_base_chain(interface, chain) for chain in BASE),
-        *(f"add chain {name} {chain}" for chain in CHAINS if chain not in BASE),
+        *(f"add chain {table(interface)} {chain}" for chain in CHAINS if chain not in BASE),
         *add_rules(interface, rules(interface, sets, leased=leased)),
     ]
 
 
-def renew(interface: str, seconds: float) -> list[str]:
-    """Return the commands that give the lease so many seconds from now; 0 takes it away."""
-    return _element(f"{table(interface)} {LEASE_SET}", {f'"{interface}"': duration(seconds)})
+def renew(interface: str, seconds: float) -> list[ElementChange]:
+    """Return the changes that give the lease so many seconds from now."""
+    return _anew(LEASE_SET, {interface.encode("ascii").ljust(_NAME_SIZE, b"\0"): milliseconds(seconds)})
 
 
-def admit(
-    interface: str, admissions: Iterable[Admission], sets: frozenset[PrefixSet]
-) -> tuple[list[str], frozenset[PrefixSet]]:
-    """Return the commands that admit these peers, and the sets that there are then.
+class Admit(NamedTuple):
+    """What admits peers: commands that make the sets they need, then changes of elements."""
+
+    commands: list[str]
+    changes: list[ElementChange]
+    sets: frozenset[PrefixSet]
+    """The sets that there are then."""
+
+
+def admit(interface: str, admissions: Iterable[Admission], sets: frozenset[PrefixSet]) -> Admit:
+    """Return what admits these peers to a table with these sets.
 
     Safe whatever is there, expired or not. A session with less than SHORTEST left is barred, not admitted.
     """
-    timed: defaultdict[tuple[int, int], dict[str, str | None]] = defaultdict(dict)
-    exempt: defaultdict[tuple[int, int], dict[str, None]] = defaultdict(dict)
+    timed: defaultdict[tuple[int, int], dict[bytes, int | None]] = defaultdict(dict)
+    exempt: defaultdict[tuple[int, int], dict[bytes, None]] = defaultdict(dict)
     for prefixes, remaining in admissions:
-        timeout = None if remaining is None else duration(remaining)
-        for prefix in prefixes:
-            place, address = _place(prefix)
-            if remaining is None:
-                exempt[place][address] = None
-            else:
-                timed[place][address] = timeout
+        if remaining is None:
+            for packed, length in prefixes:
+                exempt[_VERSIONS[len(packed)], length][packed] = None
+            continue
+        life = milliseconds(remaining)
+        for packed, length in prefixes:
+            timed[_VERSIONS[len(packed)], length][packed] = life
     needed = {PrefixSet(kind, *place) for place in timed for kind in (Kind.SESSION, Kind.BARRED)}
     needed |= {PrefixSet(Kind.EXEMPT, *place) for place in exempt}
     new = sorted(needed - sets)
     commands = [add_set(interface, one) for one in new]
     commands += add_rules(interface, (rule for one in new for rule in set_rules(one)))
-    name = table(interface)
-    for place, timeouts in timed.items():
+    changes: list[ElementChange] = []
+    for place, lives in timed.items():
         session, barred, other = (PrefixSet(kind, *place) for kind in Kind)
-        commands += _element(f"{name} {session}", timeouts)
-        commands.append(_elements("add", f"{name} {barred}", timeouts))
+        addresses = dict.fromkeys(lives)
+        changes += _anew(str(session), lives)
+        changes.append(ElementChange(Verb.ADD, str(barred), addresses))
         if other in sets:
-            commands += _element(f"{name} {other}", timeouts.fromkeys(timeouts))
+            changes += _gone(str(other), addresses)
     for place, addresses in exempt.items():
         session, barred, other = (PrefixSet(kind, *place) for kind in Kind)
-        commands.append(_elements("add", f"{name} {other}", addresses))
+        changes.append(ElementChange(Verb.ADD, str(other), addresses))
         for one in (session, barred):
             if one in sets:
-                commands += _element(f"{name} {one}", addresses)
-    return commands, sets | needed
+                changes += _gone(str(one), addresses)
+    return Admit(commands, changes, sets | needed)
 
 
-def dismiss(interface: str, prefixes: Iterable[Prefix], sets: frozenset[PrefixSet]) -> list[str]:
-    """Return the commands that take these prefixes out of every set, there or not, expired or not."""
-    places: defaultdict[tuple[int, int], dict[str, None]] = defaultdict(dict)
-    for prefix in prefixes:
-        place, address = _place(prefix)
-        places[place][address] = None
-    name = table(interface)
-    commands: list[str] = []
+def dismiss(prefixes: Iterable[Prefix], sets: frozenset[PrefixSet]) -> list[ElementChange]:
+    """Return the changes that take these prefixes out of every set, there or not, expired or not."""
+    places: defaultdict[tuple[int, int], dict[bytes, None]] = defaultdict(dict)
+    for packed, length in prefixes:
+        places[_VERSIONS[len(packed)], length][packed] = None
+    changes: list[ElementChange] = []
     for place, addresses in places.items():
         for one in (PrefixSet(kind, *place) for kind in Kind):
             if one in sets:
-                commands += _element(f"{name} {one}", addresses)
-    return commands
+                changes += _gone(str(one), addresses)
+    return changes
 
 
-def _place(prefix: Prefix) -> tuple[tuple[int, int], str]:
-    packed, length = prefix
-    version = 4 if len(packed) == 4 else 6
-    return (version, length), socket.inet_ntop(ADDRESS[version][2], packed)
+def as_commands(interface: str, changes: Iterable[ElementChange]) -> list[str]:
+    """Return the same in nft's language, for a transaction that changes more than elements."""
+    name = table(interface)
+    return [
+        f"{verb.name.lower()} element {name} {place} {{ {', '.join(_texts(place, elements))} }}"
+        for verb, place, elements in changes
+        if elements
+    ]
 
 
-def _elements(verb: str, target: str, elements: Iterable[str]) -> str:
-    return f"{verb} element {target} {{ {', '.join(elements)} }}"
+def _texts(place: str, elements: Mapping[bytes, int | None]) -> Iterable[str]:
+    for key, life in elements.items():
+        if place == LEASE_SET:
+            text = f'"{key.rstrip(bytes(1)).decode("ascii")}"'
+        else:
+            text = socket.inet_ntop(socket.AF_INET if len(key) == 4 else socket.AF_INET6, key)
+        yield text if life is None else f"{text} timeout {life // 1000}s{life % 1000}ms"
 
 
-def _element(target: str, timeouts: Mapping[str, str | None]) -> list[str]:
-    """Add, delete, add those with a timeout: deleting what has expired fails, so it is added first."""
-    commands = [_elements("add", target, timeouts), _elements("delete", target, timeouts)]
-    if timed := [f"{key} timeout {timeout}" for key, timeout in timeouts.items() if timeout is not None]:
-        commands.append(_elements("add", target, timed))
-    return commands
+def _anew(place: str, lives: Mapping[bytes, int | None]) -> list[ElementChange]:
+    """Add, delete, add those with a time: deleting what has expired fails, so it is added first."""
+    changes = _gone(place, dict.fromkeys(lives))
+    if timed := {key: life for key, life in lives.items() if life is not None}:
+        changes.append(ElementChange(Verb.ADD, place, timed))
+    return changes
+
+
+def _gone(place: str, keys: Mapping[bytes, None]) -> list[ElementChange]:
+    return [ElementChange(verb, place, keys) for verb in (Verb.ADD, Verb.DELETE)]
 
 
 def is_prefix(prefix: Prefix) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,8 @@ from agent import nftlist, ruleset
 from agent.encoding import parse_prefix
 from agent.guard import TOLERANCE, Admission, GuardContents, compare, slept_since
 from agent.model import Prefix, PublicKey
-from agent.ruleset import ALWAYS, Kind, PrefixSet, duration, table_name
+from agent.nftelements import ElementChange, Verb
+from agent.ruleset import ALWAYS, Kind, PrefixSet, table_name
 
 ALICE, BOB = (PublicKey(bytes([number]) * 32) for number in (1, 2))
 A, B, WIDE = (parse_prefix(text) for text in ("10.8.0.5", "10.8.0.6", "10.8.9.0/24"))
@@ -139,17 +141,19 @@ def test_short_sleeps_add_up() -> None:
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_a_timeout_is_whole_milliseconds_rounded_down_or_none(seconds: float) -> None:
-    text = duration(seconds)
-    if text is None:
+    milliseconds = ruleset.milliseconds(seconds)
+    if milliseconds is None:
         assert not seconds >= 0.01
         return
-    whole, _, rest = text.partition("s")
-    milliseconds = int(whole) * 1000 + int(rest.removesuffix("ms") or 0)
     assert 10 <= milliseconds <= seconds * 1000
     assert min(seconds, 99_999_999.0) * 1000 - milliseconds < 1.01
+    change = ElementChange(Verb.ADD, "session4_32", {A.packed: milliseconds})
+    [command] = ruleset.as_commands("wg0", [change])
+    text = command.removeprefix("add element inet wg_agent_wg0 session4_32 { 10.8.0.5 timeout ").removesuffix(
+        " }"
+    )
     # nft takes no number of more than eight digits.
-    assert len(whole) <= 8
-    assert len(rest) <= 5
+    assert all(len(number) <= 8 for number in re.findall("[0-9]+", text))
     assert nftlist._seconds(text) == milliseconds / 1000
 
 
@@ -303,11 +307,12 @@ table ip more {
 
 def test_admitting_a_prefix_twice_in_one_go_deletes_it_once() -> None:
     admissions = [Admission((A, A), 5.0), Admission((A,), 6.0), Admission((WIDE, WIDE), None)]
-    commands, sets = ruleset.admit("wg0", admissions, ALWAYS)
-    assert sets == {*ALWAYS, PrefixSet(Kind.EXEMPT, 4, 24)}
+    step = ruleset.admit("wg0", admissions, ALWAYS)
+    assert step.sets == {*ALWAYS, PrefixSet(Kind.EXEMPT, 4, 24)}
+    commands = ruleset.as_commands("wg0", step.changes)
     assert sum(command.count("10.8.0.5") for command in commands if command.startswith("delete")) == 2
     assert [c for c in commands if "timeout 6s0ms" in c]
-    dismissed = ruleset.dismiss("wg0", [A, A, WIDE], ALWAYS)
+    dismissed = ruleset.as_commands("wg0", ruleset.dismiss([A, A, WIDE], ALWAYS))
     assert [c.count("10.8.0.5") for c in dismissed] == [1] * 6
 
 

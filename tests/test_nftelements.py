@@ -1,0 +1,103 @@
+"""Elements of nftables' sets as the kernel's messages; a real kernel takes them in tests/firewall."""
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.nftelements import ElementChange, Verb, outcome, transaction
+
+lives = st.none() | st.integers(1, 99_999_999_000)
+keys = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
+changes = st.builds(
+    ElementChange, st.sampled_from(Verb), st.sampled_from(["a", "session4_32"]), st.dictionaries(keys, lives)
+)
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """What a run of netlink attributes holds; nothing may be left over."""
+    at = 0
+    while at < len(data):
+        size, kind = struct.unpack_from("=HH", data, at)
+        assert size >= 4
+        yield kind & 0x3FFF, data[at + 4 : at + size]
+        at += (size + 3) & ~3
+    assert at == len(data)
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Kind, flags, number and attributes of each message."""
+    at = 0
+    while at < len(data):
+        length, kind, flags, number, port, family, version, resource = struct.unpack_from(
+            "=IHHIIBBH", data, at
+        )
+        assert (port, family, version) == (0, 1, 0)
+        assert resource == (struct.unpack("=H", struct.pack(">H", 10))[0] if kind in {0x10, 0x11} else 0)
+        yield kind, flags, number, data[at + 20 : at + length]
+        assert length % 4 == 0
+        at += length
+    assert at == len(data)
+
+
+def element(data: bytes) -> tuple[bytes, int | None]:
+    members = dict(attributes(data))
+    [(value, key)] = attributes(members.pop(1))
+    assert value == 1
+    life = members.pop(4, None)
+    assert members == {}
+    return key, None if life is None else int.from_bytes(life, "big")
+
+
+@given(st.lists(changes, max_size=5), st.integers(1, 1 << 31))
+def test_a_transaction_says_what_it_was_asked_to(asked: list[ElementChange], first: int) -> None:
+    data, last = transaction("wg_agent_wg0", asked, first)
+    begin, *middle, end = messages(data)
+    assert (begin[0], end[0]) == (0x10, 0x11)
+    assert [number for _, _, number, _ in middle] == list(range(first, last + 1))
+    said: list[tuple[int, str, dict[bytes, int | None]]] = []
+    for kind, flags, number, body in middle:
+        (one, table), (two, name), (three, elements) = attributes(body)
+        assert (one, two, three, table) == (1, 2, 3, b"wg_agent_wg0\0")
+        assert flags == 1 | (0x400 if kind & 0xFF == Verb.ADD else 0) | (4 if number == last else 0)
+        assert kind >> 8 == 10
+        listed = list(attributes(elements))
+        assert {kind for kind, _ in listed} == {1}
+        said.append((kind & 0xFF, name.rstrip(b"\0").decode(), dict(element(raw) for _, raw in listed)))
+    assert said == [(c.verb, c.set, dict(c.elements)) for c in asked if c.elements]
+
+
+def test_more_elements_than_an_attribute_holds_go_into_several_messages() -> None:
+    many = {number.to_bytes(16, "big"): 1000 for number in range(5000)}
+    data, last = transaction("t", [ElementChange(Verb.ADD, "s", many)], 7)
+    _, *middle, _ = messages(data)
+    assert last == 7 + len(middle) - 1 > 7
+    assert all(len(body) < 1 << 16 for _, _, _, body in middle)
+    assert sum(len(list(attributes(dict(attributes(body))[3]))) for _, _, _, body in middle) == 5000
+
+
+def answer(number: int, code: int, *, kind: int = 2) -> bytes:
+    return struct.pack("=IHHIIi", 36, kind, 0, number, 0, code) + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (answer(9, 0), 0),
+        (answer(8, 0), None),
+        (answer(7, -2), 2),
+        (answer(9, -17), 17),
+        (answer(8, -2) + answer(9, -2), 2),
+        (answer(6, -2), None),
+        (answer(10, -2), None),
+        (answer(6, -2) + answer(9, 0), 0),
+        (answer(9, -2, kind=3), None),
+        (answer(9, 0)[:15], None),
+        (b"", None),
+        (bytes(32), None),
+    ],
+)
+def test_an_outcome_is_that_of_the_transactions_own_messages(data: bytes, said: int | None) -> None:
+    assert outcome(data, 7, 9) == said
