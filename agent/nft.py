@@ -88,7 +88,11 @@ class Elements:
             self._socket.settimeout(_SILENCE)
         # The kernel takes a transaction in one piece or not at all, and twice its size is accounted for.
         room = max(_SEND_BUFFER, 2 * len(data))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, room)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, room)
+        except PermissionError:
+            # In a user namespace there is only what net.core.wmem_max grants everybody.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
         self._socket.send(data)
         while (error := outcome(self._socket.recv(_RECEIVE), first, last)) is None:
             pass
