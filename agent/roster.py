@@ -50,8 +50,11 @@ class Roster:
         """
         few = changed is not None and len(changed) * _FEW <= len(peers)
         if changed is not None and few and mfa_required == self.mfa_required:
+            before, pending = frozenset(self.refused), frozenset(self.newly_refused)
             for key in changed:
                 self.hold(peers[key])
+            # Where a prefix passes from peer to peer, both claim it halfway through the list.
+            self.newly_refused &= (self.refused.keys() - before) | pending
             self.unblock()
             return
         self.refusals += 1

@@ -13,6 +13,7 @@ from agent.model import (
 )
 from tests.support.builders import (
     CORE,
+    NOW,
     OWN_KEY,
     after,
     grant,
@@ -335,3 +336,19 @@ def test_a_session_that_one_of_two_keys_let_go_begins_even_while_a_prefix_keeps_
     assert present(agent) == set()
     agent.change(PeerRemoved(key(3)), after(20))
     assert present(agent) == {key(1)}
+
+
+def test_a_prefix_that_passes_from_peer_to_peer_within_a_list_costs_nobody_the_tunnel() -> None:
+    crowd = [peer(n, session=grant(f"s-{n}", n)) for n in range(3, 40)]
+    one, two = peer(1, session=grant("s-1", 1)), peer(2, session=grant("s-2", 2))
+    agent = running(snapshot([one, two, *crowd]))
+    before = {k: p.incarnation for k, p in agent.kernel.peers.items()}
+    moved = [
+        one._replace(allowed_ips=prefixes("10.8.0.2")),
+        two._replace(allowed_ips=prefixes("10.8.0.250")),
+    ]
+    for order in (moved, moved[::-1]):
+        agent.load(snapshot([one, two, *crowd]), NOW)
+        agent.load(snapshot([*order, *crowd]), NOW)
+        assert {k: p.incarnation for k, p in agent.kernel.peers.items()} == before
+    assert agent.kernel.peers[key(1)].allowed_ips == set(prefixes("10.8.0.2"))
