@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple, NewType
@@ -323,7 +324,7 @@ class ObservedDevice:
     public_key: PublicKey | None
     listen_port: int
     fwmark: int
-    peers: dict[PublicKey, ObservedPeer]
+    peers: Mapping[PublicKey, ObservedPeer]
 
 
 # What may be done to it.

@@ -7,7 +7,7 @@ whatever prefix of the plan was carried out, nobody has been let in whom the pla
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple, assert_never
@@ -27,6 +27,7 @@ from agent.model import (
     RemovePeer,
     UpdatePeer,
 )
+from agent.observed import moved
 
 FOUND: Final = -1
 """Tenure of a peer that was found on the interface and is not known to be ours."""
@@ -131,16 +132,22 @@ class Mirror:
 
     def __init__(self) -> None:
         self.peers: dict[PublicKey, Held] = {}
+        self._seen: Mapping[PublicKey, ObservedPeer] | None = None
+        """The interface's peers at the last look."""
+        self._touched: set[PublicKey] = set()
+        """Whom an operation has changed since."""
 
     def copy(self) -> Mirror:
         """Another mirror of the same, to try a plan on."""
         other = Mirror()
         other.peers = dict(self.peers)
+        other._seen, other._touched = self._seen, set(self._touched)
         return other
 
     def acknowledge(self, operation: Operation, tenure: int = FOUND) -> None:
         """Take in an operation that the device has carried out; ``tenure`` is that of an added peer."""
         key = operation.public_key
+        self._touched.add(key)
         match operation:
             case RemovePeer():
                 self.peers.pop(key, None)
@@ -170,13 +177,19 @@ class Mirror:
         """
         drift: list[Drift] = []
         again: set[PublicKey] = set()
-        gone = [key for key in self.peers if key not in device.peers]
+        there = device.peers.keys()
+        # Who is as before, and was not touched by us, is as the mirror has it.
+        keys = dict.fromkeys(moved(self._seen, device.peers))
+        keys |= dict.fromkeys(self._touched & there)
+        looked_at = {key: device.peers[key] for key in keys}
+        self._seen, self._touched = device.peers, set()
+        gone = [key for key in self.peers if key not in there]
         drift += [
             Drift(DriftKind.PEER_REMOVED, key, "is no longer on the interface")
             for key in gone
             if self.peers.pop(key).tenure != CUT
         ]
-        for key, observed in device.peers.items():
+        for key, observed in looked_at.items():
             held = self.peers.get(key)
             if held is None:
                 self.peers[key] = _found(observed, FOUND)

@@ -8,6 +8,7 @@ seen, so that no later step of any clock can lengthen it (rule 9).
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -226,21 +227,19 @@ class Liveness(Struct, frozen=True, gc=False):
             return replace(self, last_sign_at=now.boot)
         return self
 
+    def lapses_at(self, ceilings: Ceilings) -> float:
+        """When it lapses unless there is another sign of life, in boot time; infinity for never."""
+        if self.last_sign_at is None:
+            timeout, since = ceilings.connect_timeout, self.added_at
+        else:
+            timeout, since = ceilings.idle_timeout, max(self.last_sign_at, self.added_at)
+        return math.inf if timeout is None else since + timeout
+
     def lapsed(self, ceilings: Ceilings, now: Now) -> EndReason | None:
         """Why the session is to end for lack of life, if it is; to be asked right after a look."""
-        if self.last_sign_at is None:
-            timeout, since, reason = (
-                ceilings.connect_timeout,
-                self.added_at,
-                EndReason.NEVER_CONNECTED,
-            )
-        else:
-            timeout, since, reason = (
-                ceilings.idle_timeout,
-                max(self.last_sign_at, self.added_at),
-                EndReason.IDLE,
-            )
-        return reason if timeout is not None and now.boot - since >= timeout else None
+        if now.boot < self.lapses_at(ceilings):
+            return None
+        return EndReason.NEVER_CONNECTED if self.last_sign_at is None else EndReason.IDLE
 
 
 class DeadlineQueue:

@@ -7,7 +7,8 @@ given ``now``, and what has to follow is left for the reconciler to take: peers 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -23,6 +24,7 @@ from agent.model import (
     LocationChanged,
     Now,
     ObservedDevice,
+    ObservedPeer,
     Peer,
     PeerRemoved,
     PeerUpserted,
@@ -35,6 +37,7 @@ from agent.model import (
     SessionRevoked,
     Snapshot,
 )
+from agent.observed import moved
 from agent.plan import LEAVE, Wanted
 from agent.roster import Roster
 from agent.sessions import CoreClock, Deadline, DeadlineQueue, Limits, Liveness, Session, begin
@@ -92,6 +95,10 @@ class State:
         self._found: set[PublicKey] = set()
         self._by_element: dict[PublicKey, Deadline] = {}
         """Peers found on the interface of whose session only the guard's table knows."""
+        self._seen: Mapping[PublicKey, ObservedPeer] | None = None
+        """The interface's peers at the last look."""
+        self._lapse_from = -math.inf
+        """No session lapses before this boot time."""
 
     # What follows from the state.
 
@@ -166,7 +173,7 @@ class State:
             if lowered is not session:
                 self.to_journal[key] = None
             if liveness is not None:
-                self.liveness[key] = liveness
+                self._lives(key, liveness)
             self._deadlines.put(key, lowered.deadline)
         mfa_required = restored.location is not None and restored.location.mfa_required
         self.roster.load({peer.public_key: peer for peer in restored.peers}, mfa_required)
@@ -285,7 +292,9 @@ class State:
     def observe(self, device: ObservedDevice, now: Now) -> list[PublicKey]:
         """Take in handshakes and counters, then end sessions without life; return who changed."""
         changed = []
-        for key, observed in device.peers.items():
+        keys, self._seen = moved(self._seen, device.peers), device.peers
+        for key in keys:
+            observed = device.peers[key]
             received = self.traffic.observe(observed)
             if received is None:
                 continue
@@ -294,15 +303,26 @@ class State:
             if liveness is not None:
                 seen = liveness.observed(observed.latest_handshake, received > 0, now)
                 if seen is not liveness:
-                    self.liveness[key] = seen
+                    self._lives(key, seen)
                     self.to_journal[key] = None
+        if now.boot >= self._lapse_from:
+            self._end_lapsed(device.peers.keys(), now)
+        self._settle(now)
+        return changed
+
+    def _end_lapsed(self, there: Collection[PublicKey], now: Now) -> None:
         for key, liveness in list(self.liveness.items()):
-            if key in device.peers and self.sessions[key].in_use and key not in self.roster.refused:
+            if key in there and self.sessions[key].in_use and key not in self.roster.refused:
                 reason = liveness.lapsed(self._ceilings, now)
                 if reason is not None:
                     self._end(key, reason, now)
-        self._settle(now)
-        return changed
+        ceilings = self._ceilings
+        self._lapse_from = min((one.lapses_at(ceilings) for one in self.liveness.values()), default=math.inf)
+
+    def _lives(self, key: PublicKey, liveness: Liveness) -> None:
+        """Have these signs of life of a session."""
+        self.liveness[key] = liveness
+        self._lapse_from = min(self._lapse_from, liveness.lapses_at(self._ceilings))
 
     def end(self, keys: Iterable[PublicKey] | None, now: Now) -> list[PublicKey]:
         """The operator ends these sessions (None: all); return the peers that had one."""
@@ -320,13 +340,13 @@ class State:
         if key in self.sessions:
             before = self.liveness.get(key)
             last_sign_at = None if before is None else before.last_sign_at
-            self.liveness[key] = Liveness(now.boot, last_sign_at=last_sign_at)
+            self._lives(key, Liveness(now.boot, last_sign_at=last_sign_at))
             self.to_journal[key] = None
 
     def adopted(self, key: PublicKey, now: Now) -> None:
         """The peer was found on the interface as wanted; without a record its stay begins now."""
         if key in self.sessions and key not in self.liveness:
-            self.liveness[key] = Liveness(now.boot)
+            self._lives(key, Liveness(now.boot))
             self.to_journal[key] = None
 
     def block(self, keys: Iterable[PublicKey], reason: Refusal) -> None:
@@ -406,7 +426,7 @@ class State:
         if in_place:
             self._tenures[key] = tenure
             if liveness is not None:
-                self.liveness[key] = liveness
+                self._lives(key, liveness)
 
     def _revoke(self, key: PublicKey, session_id: str, now: Now) -> None:
         """End the live session of that id; one that is only listed, and not live, is listed no more."""
@@ -447,6 +467,10 @@ class State:
         core_time = self.core_clock.at(now)
         max_lifetime = self._ceilings.max_lifetime
         held = self.sessions.get(key)
+        if held is not None and not held.in_use and self.roster.must_do_mfa(key):
+            # It was restored without its peer, and MFA was switched on while nobody looked.
+            self._mfa_switched_on(key)
+            held = self.sessions[key]
         if held is None:
             traffic = self.traffic.get(key)
             session = begin(
@@ -518,6 +542,8 @@ class State:
         self.session_policy = policy
         ceilings = self._limits.with_policy(policy)
         lowered = ceilings.max_lifetime < self._ceilings.max_lifetime
+        if ceilings != self._ceilings:
+            self._lapse_from = -math.inf
         self._ceilings = ceilings
         if not lowered:
             return

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -10,11 +11,14 @@ from agent.model import (
     CutPeer,
     DesiredPeer,
     Endpoint,
+    ObservedDevice,
+    ObservedPeer,
     Operation,
     PublicKey,
     RemovePeer,
     UpdatePeer,
 )
+from agent.observed import RawPeers
 from agent.plan import CUT, FOUND, LEAVE, DriftKind, Mirror, Plan, Wanted, describe, make_plan
 from tests.support.builders import device, key, observed, prefixes, psk
 from tests.support.kernel_model import Kernel
@@ -251,6 +255,41 @@ def test_what_somebody_else_changed_is_drift_and_to_be_planned_again() -> None:
             observed(6, endpoint=HOME),
         )
     ) == ([], set())
+
+
+def raw_device(*peers: ObservedPeer) -> ObservedDevice:
+    """A look that knows who has moved since another of the same objects."""
+    raw = {one.public_key: RAW.setdefault(one, str(len(RAW)).encode()) for one in peers}
+    by_raw = {raw: one for one, raw in RAW.items()}
+    return replace(device(), peers=RawPeers(raw, by_raw.__getitem__))
+
+
+RAW: dict[ObservedPeer, bytes] = {}
+
+
+def test_what_we_have_changed_is_compared_even_if_it_looks_as_it_did_before() -> None:
+    mirror = holding(want(1, preshared_key=1), want(2))
+    before = raw_device(observed(1, preshared_key=1), observed(2))
+    assert mirror.observe(before) == ([], set())
+    carried_out(mirror, want(1, preshared_key=7))
+    mirror.acknowledge(RemovePeer(key(2)))
+    drift, again = mirror.observe(before)
+    assert {(d.kind, d.public_key) for d in drift} == {
+        (DriftKind.PRESHARED_KEY, key(1)),
+        (DriftKind.PEER_ADDED, key(2)),
+    }
+    assert again == {key(1), key(2)}
+
+
+def test_who_has_not_moved_since_the_last_look_is_not_looked_at() -> None:
+    mirror = holding(want(1), want(2), want(3))
+    mirror.observe(raw_device(observed(1), observed(2), observed(3)))
+    mirror.peers[key(1)] = mirror.peers[key(1)]._replace(persistent_keepalive=9)
+    drift, again = mirror.observe(raw_device(observed(1), observed(2, endpoint=HOME)))
+    assert ([(d.kind, d.public_key) for d in drift], again) == (
+        [(DriftKind.PEER_REMOVED, key(3))],
+        {key(2), key(3)},
+    )
 
 
 def test_drift_in_allowed_ips_and_keepalive_is_healed_in_place() -> None:

@@ -1,7 +1,8 @@
 """What a dump of the kernel's WireGuard tells: bytes to what was observed.
 
-A peer that is laid out as the kernel's get_peer() does it (drivers/net/wireguard/netlink.c) takes a
-precompiled path; anything else is walked attribute by attribute, with the same result.
+A dump is cut into peers, and those that are as they were in the dump before are not looked at any
+further. A peer that is laid out as the kernel's get_peer() does it (drivers/net/wireguard/netlink.c) takes
+a precompiled path; anything else is walked attribute by attribute, with the same result.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from agent.errors import DeviceError
@@ -23,6 +24,7 @@ from agent.model import (
     PresharedKey,
     PublicKey,
 )
+from agent.observed import RawPeers
 from agent.wireguard.netlink import (
     HEAD,
     NESTED,
@@ -32,6 +34,8 @@ from agent.wireguard.netlink import (
     PrefixAttribute,
 )
 
+_NOBODY: Final = PublicKey(b""), b""
+_KEY_HEAD: Final = HEAD.pack(4 + KEY_SIZE, PeerAttribute.PUBLIC_KEY)
 _ADDRESS_SIZES: Final[dict[int, int]] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _TYPE_MASK: Final = 0x3FFF
 _U32 = struct.Struct("=I")
@@ -40,21 +44,27 @@ _U32 = struct.Struct("=I")
 class Dump:
     """One dump of a device, taken in part by part as it comes.
 
-    A peer whose allowed IPs go on in a later part is put together; unknown attributes are skipped.
+    ``before`` are the peers of an earlier one of the same device: the bytes of those that are the same are
+    taken from it. A peer whose allowed IPs go on in a later part is put together; unknown attributes are
+    skipped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: RawPeers | None = None) -> None:
         self._private_key: bytes | None = None
         self._public_key: PublicKey | None = None
         self._listen_port = 0
         self._fwmark = 0
-        self._peers: dict[PublicKey, ObservedPeer] = {}
+        self._peers: dict[PublicKey, bytes] = {}
+        self._before: Mapping[PublicKey, bytes] = {} if before is None else before.raw
+        # The kernel lists peers in the order in which they were added: most likely this one is the next.
+        self._order = iter(self._before.items())
+        self._next = next(self._order, _NOBODY)
 
     def feed(self, part: bytes) -> None:
         """Take in the body of the next message; raises DeviceError for what is none of a dump."""
         for kind, start, end in _attributes(part, 0, len(part)):
             if kind == DeviceAttribute.PEERS:
-                _decode_peers(part, start, end, self._peers)
+                self._take_peers(part, start, end)
             elif kind == DeviceAttribute.PRIVATE_KEY:
                 self._private_key = _bytes(part, start, end, KEY_SIZE)
             elif kind == DeviceAttribute.PUBLIC_KEY:
@@ -65,12 +75,46 @@ class Dump:
                 self._fwmark = _integer(part, start, end, 4)
 
     def device(self, name: str) -> ObservedDevice:
-        """Return the device that was fed in."""
-        return ObservedDevice(name, self._public_key, self._listen_port, self._fwmark, self._peers)
+        """Return the device that was fed in; a peer that can't be read raises DeviceError when asked for."""
+        peers = RawPeers(self._peers, decode_peer)
+        return ObservedDevice(name, self._public_key, self._listen_port, self._fwmark, peers)
 
     def config(self) -> DeviceConfig:
         """Return its settings; the private key is None while there is none."""
         return DeviceConfig(self._private_key, self._listen_port, self._fwmark)
+
+    def _take_peers(self, part: bytes, start: int, end: int) -> None:
+        peers, order, (key, raw) = self._peers, self._order, self._next
+        while start < end:
+            if raw and part.startswith(raw, start) and key not in peers:
+                peers[key] = raw
+                start += len(raw)
+                key, raw = next(order, _NOBODY)
+                continue
+            if end - start < 4:
+                raise _malformed("a cut attribute")
+            size = HEAD.unpack_from(part, start)[0]
+            stop = start + size
+            if size < 4 or stop > end:
+                raise _malformed("an attribute's length")
+            # Where the last one is cut short of its padding, what is kept of it still ends on four bytes.
+            piece = part[start:stop] + bytes(-size % 4)
+            start += (size + 3) & ~3
+            found = _key(piece)
+            if found in peers:
+                peers[found] = self._same(found, peers[found] + piece)
+                continue
+            peers[found] = self._same(found, piece)
+            if found in self._before:
+                # Those in between are gone, or come later.
+                while raw and key != found:
+                    key, raw = next(order, _NOBODY)
+                key, raw = next(order, _NOBODY)
+        self._next = key, raw
+
+    def _same(self, key: PublicKey, raw: bytes) -> bytes:
+        before = self._before.get(key, b"")
+        return before if before == raw else raw
 
 
 def _head(length: int, kind: int) -> int:
@@ -111,20 +155,29 @@ _IP6_HEADS = (
 )
 
 
-def _decode_peers(data: bytes, start: int, end: int, peers: dict[PublicKey, ObservedPeer]) -> None:
+def decode_peer(raw: bytes) -> ObservedPeer:
+    """Read one peer from its entries of the nest of peers, one after another; raises DeviceError."""
+    peer: ObservedPeer | None = None
+    start, end = 0, len(raw)
     while start < end:
-        if end - start < 4:
-            raise _malformed("a cut attribute")
-        size = HEAD.unpack_from(data, start)[0]
+        size = HEAD.unpack_from(raw, start)[0]
         stop = start + size
-        if size < 4 or stop > end:
-            raise _malformed("an attribute's length")
-        peer = _fast_peer(data, start, stop) or _walk_peer(data, start + 4, stop)
-        known = peers.get(peer.public_key)
-        if known is not None:
-            peer = known._replace(allowed_ips=known.allowed_ips + peer.allowed_ips)
-        peers[peer.public_key] = peer
+        one = _fast_peer(raw, start, stop) or _walk_peer(raw, start + 4, stop)
+        peer = one if peer is None else peer._replace(allowed_ips=peer.allowed_ips + one.allowed_ips)
         start += (size + 3) & ~3
+    if peer is None:
+        raise _malformed("a peer without a public key")
+    return peer
+
+
+def _key(entry: bytes) -> PublicKey:
+    """Return whose entry of the nest it is."""
+    if entry.startswith(_KEY_HEAD, 4) and len(entry) >= 8 + KEY_SIZE:
+        return PublicKey(entry[8 : 8 + KEY_SIZE])
+    for kind, start, end in _attributes(entry, 4, HEAD.unpack_from(entry)[0]):
+        if kind == PeerAttribute.PUBLIC_KEY:
+            return PublicKey(_bytes(entry, start, end, KEY_SIZE))
+    raise _malformed("a peer without a public key")
 
 
 def _fast_peer(data: bytes, start: int, end: int) -> ObservedPeer | None:

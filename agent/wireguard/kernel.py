@@ -28,6 +28,7 @@ from pyroute2.netlink.nlsocket import AsyncNetlinkSocket
 
 from agent.errors import DeviceError
 from agent.model import DeviceConfig, ObservedDevice, Operation
+from agent.observed import RawPeers
 from agent.wireguard import netlink
 from agent.wireguard.device import difference
 from agent.wireguard.dump import Dump
@@ -160,6 +161,8 @@ class KernelDevice:
         self._name = name
         self._lock = asyncio.Lock()
         self._socket: _Socket | None = None
+        self._seen: RawPeers | None = None
+        """The peers as they were read the last time."""
 
     @property
     def name(self) -> str:
@@ -169,7 +172,10 @@ class KernelDevice:
     async def read(self) -> ObservedDevice:
         """Return the whole interface; raises DeviceError, EINTR if it kept changing meanwhile."""
         async with self._lock:
-            return (await self._dump()).device(self._name)
+            device = (await self._dump()).device(self._name)
+            if isinstance(device.peers, RawPeers):
+                self._seen = device.peers
+            return device
 
     async def apply(self, operations: Sequence[Operation]) -> None:
         """Carry out the operations in their order, many in a message.
@@ -196,7 +202,7 @@ class KernelDevice:
     async def _dump(self) -> Dump:
         for _ in range(_DUMP_ATTEMPTS):
             # Taken in as it comes, so that a large device does not hold the loop for long.
-            dump = Dump()
+            dump = Dump(self._seen)
             marshal = (await self._open()).marshal
             marshal.interrupted = False
             body = netlink.encode_name(self._name)

@@ -111,6 +111,18 @@ def test_lowered_timeouts_of_the_configuration_hold_at_the_next_look() -> None:
     assert ended(agent) == [EndReason.IDLE]
 
 
+def test_an_idle_timeout_that_is_shorter_than_the_first_one_holds_from_the_first_sign_on() -> None:
+    agent = running(snapshot([GRANTED]))
+    agent.state.configure(Limits(idle_timeout=60.0, connect_timeout=600.0), after(1))
+    agent.observe(after(2))
+    agent.kernel.handshake(key(1), psk(1), "s-1", after(10))
+    agent.observe(after(10))
+    agent.observe(after(69))
+    assert ended(agent) == []
+    agent.observe(after(70))
+    assert ended(agent) == [EndReason.IDLE]
+
+
 def test_a_peer_that_needs_no_session_is_never_idle() -> None:
     agent = running(snapshot([peer(1, mfa_exempt=True, session=grant("s-1", 1))]))
     agent.observe(after(3000))

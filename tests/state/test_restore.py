@@ -337,3 +337,17 @@ def test_an_empty_host_with_an_empty_journal_starts_empty() -> None:
     assert agent.start(NOW) == []
     assert agent.state.next_wait(NOW) is None
     assert replace(agent.journal) == Journal()
+
+
+def test_a_session_restored_without_its_peer_is_in_use_once_its_location_requires_mfa() -> None:
+    """The process died between the session's row and its peer's, and MFA was switched on meanwhile."""
+    agent = running(snapshot([peer(1, session=grant("s-1", 1))], mfa_required=False))
+    journal = agent.journal
+    journal.peers.clear()
+    again = restarted(agent, after(5))
+    again.load(
+        snapshot([peer(1, session=grant("s-1", 1))], server_time=CORE + 5.0, requested_at=after(5).boot),
+        after(5),
+    )
+    assert again.state.sessions[key(1)].in_use
+    assert again.kernel.peers[key(1)].preshared_key == psk(1)

@@ -24,6 +24,7 @@ from agent.model import (
     RemovePeer,
     UpdatePeer,
 )
+from agent.observed import RawPeers
 
 TRANSPORT_LIFETIME = 180.0
 _CUT_KEY = PresharedKey(b"\xcc" * 32)
@@ -59,6 +60,8 @@ class Kernel:
     def __init__(self) -> None:
         self.peers: dict[PublicKey, KernelPeer] = {}
         self._incarnations = count(1)
+        self._looks = count()
+        self._shown: dict[PublicKey, tuple[bytes, ObservedPeer]] = {}
 
     # What an agent does.
 
@@ -98,26 +101,25 @@ class Kernel:
         self.peers[key].allowed_ips.update(allowed_ips)
 
     def read(self) -> ObservedDevice:
-        """What a dump shows."""
-        return ObservedDevice(
-            "wg0",
-            None,
-            51820,
-            0,
-            {
-                key: ObservedPeer(
-                    key,
-                    peer.preshared_key,
-                    tuple(sorted(peer.allowed_ips)),
-                    peer.endpoint,
-                    peer.persistent_keepalive,
-                    peer.latest_handshake,
-                    peer.rx_bytes,
-                    peer.tx_bytes,
-                )
-                for key, peer in self.peers.items()
-            },
-        )
+        """What a dump shows: as bytes, and of who is as before the very same bytes."""
+        looked = {}
+        for key, peer in self.peers.items():
+            shown = ObservedPeer(
+                key,
+                peer.preshared_key,
+                tuple(sorted(peer.allowed_ips)),
+                peer.endpoint,
+                peer.persistent_keepalive,
+                peer.latest_handshake,
+                peer.rx_bytes,
+                peer.tx_bytes,
+            )
+            before = self._shown.get(key)
+            looked[key] = before if before and before[1] == shown else (b"%d" % next(self._looks), shown)
+        self._shown = looked
+        raw = {key: bytes_ for key, (bytes_, _) in looked.items()}
+        decode = dict(looked.values()).__getitem__
+        return ObservedDevice("wg0", None, 51820, 0, RawPeers(raw, decode))
 
     def reboot(self) -> None:
         """The host starts anew: the interface is gone."""

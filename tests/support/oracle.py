@@ -180,8 +180,10 @@ class Oracle:
                 self._take_revocation(key, session_id)
             case LocationChanged():
                 self._take_location(event.location.id, event.location.mfa_required, event.session_policy)
-        for key in must.keys() & {e.public_key for e in self.entries}:
-            if self.must_do_mfa(key) and not must[key]:
+        for key in {e.public_key for e in self.entries}:
+            # A restored session may have a peer that was not listed before, and needed none when it began.
+            idle = key in self.live and not self.live[key].in_use
+            if self.must_do_mfa(key) and (idle or not must.get(key, True)):
                 self.disturbed.add(key)
                 if key in self.live:
                     self.live[key].in_use = True

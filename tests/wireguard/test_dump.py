@@ -3,6 +3,8 @@ import random
 import socket
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from agent.encoding import format_key, parse_key
 from agent.errors import DeviceError
 from agent.model import ObservedDevice, ObservedPeer, Prefix, PublicKey
+from agent.observed import RawPeers, moved
 from agent.wireguard import dump
 from agent.wireguard.dump import Dump
 from tests.wireguard.attributes import attribute, messages, nest
@@ -21,11 +24,17 @@ GOLDEN = Path(__file__).parent / "golden"
 KEY = PublicKey(b"k" * 32)
 
 
-def decode(parts: Iterable[bytes]) -> ObservedDevice:
-    taken = Dump()
+def read(parts: Iterable[bytes], before: RawPeers | None = None) -> ObservedDevice:
+    taken = Dump(before)
     for part in parts:
         taken.feed(part)
     return taken.device("wg0")
+
+
+def decode(parts: Iterable[bytes]) -> ObservedDevice:
+    """Read every peer, too."""
+    device = read(parts)
+    return replace(device, peers=dict(device.peers))
 
 
 def golden(name: str) -> list[bytes]:
@@ -135,6 +144,54 @@ def test_a_real_kernels_peers_take_the_precompiled_path(monkeypatch: pytest.Monk
     assert walked == 0
     decode(golden("many"))
     assert walked == 2  # the two continuations
+
+
+def raw_peers(device: ObservedDevice) -> RawPeers:
+    assert isinstance(device.peers, RawPeers)
+    return device.peers
+
+
+def in_parts(peers: Iterable[ObservedPeer], size: int) -> list[bytes]:
+    """A dump of these with so many to a part; the first peer of each further part began in the one before."""
+    entries = [nest(0, *peer_attributes(peer)) for peer in peers]
+    parts = [entries[at : at + size] for at in range(0, len(entries), size)]
+    for ahead, behind in pairwise(parts):
+        more = allowed_ips([Prefix(b"\x0a\x63" + ahead[-1][10:12], 32)])
+        key = ahead[-1][8:40]
+        behind.insert(0, nest(0, attribute(1, key), more))
+    return [part(*entries) for entries in parts]
+
+
+@given(
+    st.lists(observed_peers(), max_size=12, unique_by=lambda peer: peer.public_key),
+    st.randoms(use_true_random=False),
+    st.integers(1, 5),
+    st.integers(1, 5),
+)
+def test_a_dump_beside_an_earlier_one_says_what_it_says_alone(
+    peers: list[ObservedPeer], choice: random.Random, size: int, other_size: int
+) -> None:
+    earlier = raw_peers(read(in_parts(peers, size)))
+    after = [peer for peer in peers if choice.random() < 0.8]
+    if choice.random() < 0.5:
+        choice.shuffle(after)
+    after = [p._replace(rx_bytes=p.rx_bytes ^ 1) if choice.random() < 0.3 else p for p in after]
+    parts = in_parts(after, choice.choice([size, other_size]))
+    alone = raw_peers(read(parts))
+    beside = raw_peers(read(parts, earlier))
+    assert list(beside.raw.items()) == list(alone.raw.items())
+    assert dict(beside) == dict(alone)
+    different = [key for key, raw in alone.raw.items() if earlier.raw.get(key) != raw]
+    assert moved(earlier, beside) == different
+    assert not moved(beside, raw_peers(read(parts, beside)))
+
+
+def test_a_peer_that_has_not_moved_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = read(golden("many"))
+    monkeypatch.setattr(dump, "_fast_peer", lambda *_: pytest.fail("a peer was read"))
+    again = read(golden("many"), raw_peers(device))
+    assert len(again.peers) == 101
+    assert moved(device.peers, again.peers) == []
 
 
 def test_the_settings_of_a_device_are_read() -> None:

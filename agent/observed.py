@@ -1,0 +1,54 @@
+"""The peers of one look at the interface, read no further than somebody asks.
+
+Of ten thousand peers a hundred have moved since the last look. The others' bytes are the same, and these
+are what two looks are compared by (``stats_tick_10k``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, KeysView, Mapping
+
+from agent.model import ObservedPeer, PublicKey
+
+
+class RawPeers(Mapping[PublicKey, ObservedPeer]):
+    """Peers by key, each as the bytes that it was told in; ``decode`` reads them, and may raise DeviceError.
+
+    ``raw`` is never changed afterwards. Bytes that are as they were in an earlier look are the same object.
+    """
+
+    def __init__(self, raw: Mapping[PublicKey, bytes], decode: Callable[[bytes], ObservedPeer]) -> None:
+        self.raw = raw
+        self._decode = decode
+
+    def __getitem__(self, key: PublicKey) -> ObservedPeer:
+        return self._decode(self.raw[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.raw
+
+    def __iter__(self) -> Iterator[PublicKey]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def keys(self) -> KeysView[PublicKey]:
+        """The keys, without reading a peer."""
+        return self.raw.keys()
+
+    def __repr__(self) -> str:
+        return f"<{len(self.raw)} peers>"
+
+
+def moved(
+    before: Mapping[PublicKey, ObservedPeer] | None, now: Mapping[PublicKey, ObservedPeer]
+) -> Collection[PublicKey]:
+    """Return the peers of a look that may differ from an earlier one (None: there was none), in its order.
+
+    Who is left out does not differ. Where a look can't tell, that is nobody.
+    """
+    if not isinstance(now, RawPeers) or not isinstance(before, RawPeers):
+        return now.keys()
+    earlier = before.raw
+    return [key for key, raw in now.raw.items() if earlier.get(key) is not raw]
