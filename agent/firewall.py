@@ -74,7 +74,17 @@ class Firewall:
 
     async def read(self) -> GuardContents | None:
         """Return what our table holds now, None if there is no table."""
+        if self._watch is not None:
+            self._watch.listen()
+            self._watch.touched = False
         return await self._do(self._read)
+
+    def untouched(self) -> bool:
+        """Whether the table is as it was last read, but for what was changed here since."""
+        if self._watch is None:
+            return False
+        self._watch.listen()
+        return not self._watch.touched
 
     async def raise_(
         self, admissions: Mapping[PublicKey, Admission], lease: float | None
@@ -130,10 +140,10 @@ class Firewall:
     async def disturbed(self) -> None:
         """Return once the table itself was changed since the last call, by whomever: time to read it.
 
-        The first call subscribes. Foreign changes of single elements are not told: ``read`` finds them.
+        The first call subscribes. Foreign changes of single elements do not end it; ``untouched`` tells.
         """
         if self._watch is None:
-            self._watch = Watch(ruleset.table_name(self._interface))
+            self._watch = Watch(ruleset.table_name(self._interface), self._own_port)
         await self._watch.changed()
 
     def close(self) -> None:
@@ -144,6 +154,9 @@ class Firewall:
         self._worker.shutdown(wait=False)
         if self._watch is not None:
             self._watch.close()
+
+    def _own_port(self) -> int | None:
+        return None if self._nft is None else self._nft.port
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
@@ -271,7 +284,8 @@ class Firewall:
             self._run(ruleset.create_sets(self._interface, ruleset.ALWAYS))
             self._sets, self._leased = ruleset.ALWAYS, leased
             self._write(renewal)
-            refused = self._admit(admissions, asked, hooked=False)
+            fresh = {key: admission._replace(fresh=True) for key, admission in admissions.items()}
+            refused = self._admit(fresh, asked, hooked=False)
             self._run(ruleset.create_chains(self._interface, self._known(), leased=leased))
         return refused
 
@@ -330,6 +344,7 @@ class Firewall:
                 if len(some) == self._batch or took > _LATE:
                     self._batch = min(max(int(len(some) * _PUNCTUAL / took), len(some) // 4, _LEAST), _BATCH)
                 if took > _LATE and len(some) > self._batch and not failed:
+                    items[done : done + len(some)] = [(key, a._replace(fresh=False)) for key, a in some]
                     continue
                 refused |= failed
                 done += len(some)
@@ -478,8 +493,8 @@ def _no_access(error: NftError) -> Lack:
 
 def _aged(admissions: Iterable[Admission], seconds: float) -> Iterable[Admission]:
     """The same, so many seconds later."""
-    for prefixes, remaining in admissions:
-        yield Admission(prefixes, None if remaining is None else remaining - seconds)
+    for prefixes, remaining, fresh in admissions:
+        yield Admission(prefixes, None if remaining is None else remaining - seconds, fresh)
 
 
 def _sort_out(
@@ -492,7 +507,7 @@ def _sort_out(
     refused: dict[PublicKey, str] = {}
     usable: dict[PublicKey, Admission] = {}
     for key, admission in admissions.items():
-        prefixes, remaining = admission
+        prefixes, remaining, _ = admission
         if not all(map(ruleset.is_prefix, prefixes)):
             refused[key] = "one of its prefixes is none"
             continue

@@ -24,11 +24,13 @@ SLEEP: Final = 0.25
 class Admission(NamedTuple):
     """A peer that the guard lets through.
 
-    ``remaining`` is its session's life in seconds; None for a peer that needs no session.
+    ``remaining`` is its session's life in seconds; None for a peer that needs no session. ``fresh``: the
+    table has nothing of these prefixes, which costs a third as much to write (``cold_sync_10k``).
     """
 
     prefixes: tuple[Prefix, ...]
     remaining: float | None
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,23 +135,29 @@ class Keeper:
         changed = self._state.observe(device, now)
         self._state.dirty |= again
         self._state.unblock(now)
-        await self.look_at_guard()
         something_to_report = await self._books.observed(changed)
-        await self._look_at_link()
+        closely = True
+        try:
+            # With another link the guard's chain at its hook has gone, of which nobody tells.
+            closely = await self._look_at_link() or bool(of_the_device)
+        finally:
+            await self.look_at_guard(closely=closely)
         return something_to_report
 
-    async def _look_at_link(self) -> None:
+    async def _look_at_link(self) -> bool:
+        """Look for drift of the link; return whether there is any."""
         if self._settings is None:
-            return
+            return False
         drift = await self._patience.wait_for(_RTNETLINK, self._link.drift())
         self._note_drift(*drift)
         if drift:
             self._settings, self._up = None, False
+        return bool(drift)
 
-    async def look_at_guard(self) -> None:
-        """See whether somebody changed the kernel's own guard, and repair it."""
+    async def look_at_guard(self, *, closely: bool = False) -> None:
+        """See whether somebody changed the kernel's own guard, and repair it; ``closely``: read it anyhow."""
         if self._warden is not None:
-            await self._warden.look()
+            await self._warden.look(closely=closely)
             self._note_guard_drift()
 
     async def tick(self) -> None:

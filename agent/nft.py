@@ -38,6 +38,9 @@ class NftError(GuardError):
 class Nft(Protocol):
     """The two ways to nftables; not for two threads at once."""
 
+    port: int | None
+    """The netlink port that changes of elements come from; None before the first."""
+
     def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
         """Carry out all commands in one transaction and return what they print.
 
@@ -58,6 +61,8 @@ class Elements:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._sequence = 1
+        self.port: int | None = None
+        """The netlink port that the last changes came from."""
 
     def write(self, table: str, changes: Iterable[ElementChange]) -> None:
         """As ``Nft.write``."""
@@ -84,6 +89,7 @@ class Elements:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
             self._socket.bind((0, 0))
+            self.port = self._socket.getsockname()[0]
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             self._socket.settimeout(_SILENCE)
         # The kernel takes a transaction in one piece or not at all, and twice its size is accounted for.

@@ -1,4 +1,8 @@
-"""Word from the kernel that somebody changed a table of nftables: a flush, another program's rules."""
+"""Word from the kernel that somebody changed a table of nftables: a flush, another program's rules.
+
+The kernel tells who made a change by the netlink port that it came from, and tells when word was lost. So
+what was read once need not be read again while nobody else has changed it (``stats_tick_10k``).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 from agent.errors import GuardError
 
@@ -21,13 +25,14 @@ _SUBSYSTEM_NFTABLES: Final = 10
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN = 0, 2, 3, 5
 _NEWRULE, _DELRULE, _NEWSET, _DELSET = 6, 8, 9, 11
 _DESTROYTABLE, _DESTROYCHAIN, _DESTROYRULE, _DESTROYSET = 26, 27, 28, 29
-STRUCTURAL: Final = frozenset(
+_NEWSETELEM, _DELSETELEM, _DESTROYSETELEM = 12, 14, 30
+_STRUCTURAL: Final = frozenset(
     (
         *(_NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE, _NEWSET, _DELSET),
         *(_DESTROYTABLE, _DESTROYCHAIN, _DESTROYRULE, _DESTROYSET),
     )
 )
-"""Changes of a table itself. Those of elements are left out: the agent makes them all the time."""
+_OF_ELEMENTS: Final = frozenset((_NEWSETELEM, _DELSETELEM, _DESTROYSETELEM))
 
 _HEADER: Final = struct.Struct("=IHHII4x")  # nlmsghdr, then nfgenmsg
 _ATTRIBUTE: Final = struct.Struct("=HH")
@@ -36,16 +41,29 @@ _CHUNK: Final = 1 << 17
 _BUFFER: Final = 1 << 20
 
 
-def changed_tables(data: bytes) -> Iterator[str]:
-    """Yield the names of the tables whose structure the messages in a datagram say was changed."""
+class Change(NamedTuple):
+    """What a message tells: of which table, by which port, and whether it is the table itself.
+
+    If it is not, then elements of its sets were changed.
+    """
+
+    table: str
+    port: int
+    structural: bool
+
+
+def changes(data: bytes) -> Iterator[Change]:
+    """Yield what the messages in a datagram tell of tables, sets, chains, rules and elements."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        length, kind, _, _, port = _HEADER.unpack_from(data, at)
         end = at + length
         if length < _HEADER.size or end > len(data):
             return
-        if kind >> 8 == _SUBSYSTEM_NFTABLES and kind & 0xFF in STRUCTURAL:
-            yield from _table(data, at + _HEADER.size, end)
+        what = kind & 0xFF
+        if kind >> 8 == _SUBSYSTEM_NFTABLES and (what in _STRUCTURAL or what in _OF_ELEMENTS):
+            for table in _table(data, at + _HEADER.size, end):
+                yield Change(table, port, what in _STRUCTURAL)
         at += (length + 3) & ~3
 
 
@@ -61,10 +79,19 @@ def _table(data: bytes, at: int, end: int) -> Iterator[str]:
 
 
 class Watch:
-    """A subscription to what happens to one table, from its making on; raises GuardError."""
+    """A subscription to what happens to one table, from its making on, in the running loop.
 
-    def __init__(self, table: str) -> None:
+    ``own_port`` gives the port that the agent's own changes of elements come from; those are not heeded.
+    Raises GuardError.
+    """
+
+    def __init__(self, table: str, own_port: Callable[[], int | None]) -> None:
+        self.touched = True
+        """Whether the table may be otherwise than it was read, or made since: reset it, then read."""
         self._table = table
+        self._own_port = own_port
+        self._changed = asyncio.Event()
+        self._fault: GuardError | None = None
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK,
@@ -79,19 +106,35 @@ class Watch:
         except OSError as error:
             self._socket.close()
             raise _deaf(error) from None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self.listen)
 
     async def changed(self) -> None:
         """Return once the table's structure was changed, or may have been while word was lost."""
-        loop = asyncio.get_running_loop()
-        while True:
+        await self._changed.wait()
+        self._changed.clear()
+        if self._fault is not None:
+            raise self._fault
+
+    def listen(self) -> None:
+        """Take in what the kernel has said by now: all that was in force before this call."""
+        while self._fault is None:
             try:
-                data = await loop.sock_recv(self._socket, _CHUNK)
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    return
-                raise _deaf(error) from None
-            if self._table in changed_tables(data):
+                data = self._socket.recv(_CHUNK)
+            except BlockingIOError:
                 return
+            except OSError as error:
+                self.touched = True
+                self._changed.set()
+                if error.errno != errno.ENOBUFS:
+                    self._fault = _deaf(error)
+                    self._loop.remove_reader(self._socket)
+                continue
+            for change in changes(data):
+                if change.table == self._table and (change.structural or change.port != self._own_port()):
+                    self.touched = True
+                    if change.structural:
+                        self._changed.set()
 
     @contextlib.contextmanager
     def deaf(self) -> Iterator[None]:
@@ -100,10 +143,12 @@ class Watch:
         try:
             yield
         finally:
+            self.touched = True
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
 
     def close(self) -> None:
         """End the subscription."""
+        self._loop.remove_reader(self._socket)
         self._socket.close()
 
 

@@ -177,6 +177,12 @@ class Guard(Protocol):
     async def read(self) -> GuardContents | None:
         """What our table holds now, with the seconds that are left; None if there is no table."""
 
+    def untouched(self) -> bool:
+        """Whether the table is as it was last read, but for what was changed here since.
+
+        False where that is not known.
+        """
+
     async def raise_(
         self, admissions: Mapping[PublicKey, Admission], lease: float | None
     ) -> Mapping[PublicKey, str]:

@@ -56,6 +56,8 @@ ALWAYS: Final = frozenset(PrefixSet(k, v, n) for k in Kind for v, n in ((4, 32),
 """The sets of single hosts, which are there from the start."""
 
 _VERDICTS: Final = {Kind.SESSION: "accept", Kind.BARRED: "drop", Kind.EXEMPT: "accept"}
+_Place = tuple[int, int, bool]
+"""IP version and prefix length, and whether the table has nothing of these prefixes yet."""
 ADDRESS: Final = {4: ("ipv4_addr", "ip", socket.AF_INET), 6: ("ipv6_addr", "ip6", socket.AF_INET6)}
 _DIRECTIONS: Final = (("from", "saddr"), ("to", "daddr"))
 BASE: Final = ("ingress", "postrouting")
@@ -195,35 +197,36 @@ class Admit(NamedTuple):
 def admit(interface: str, admissions: Iterable[Admission], sets: frozenset[PrefixSet]) -> Admit:
     """Return what admits these peers to a table with these sets.
 
-    Safe whatever is there, expired or not. A session with less than SHORTEST left is barred, not admitted.
+    Safe whatever is there, expired or not, unless the admission says that nothing is. A session with less
+    than SHORTEST left is barred, not admitted.
     """
-    timed: defaultdict[tuple[int, int], dict[bytes, int | None]] = defaultdict(dict)
-    exempt: defaultdict[tuple[int, int], dict[bytes, None]] = defaultdict(dict)
-    for prefixes, remaining in admissions:
+    timed: defaultdict[_Place, dict[bytes, int | None]] = defaultdict(dict)
+    exempt: defaultdict[_Place, dict[bytes, None]] = defaultdict(dict)
+    for prefixes, remaining, fresh in admissions:
         if remaining is None:
             for packed, length in prefixes:
-                exempt[_VERSIONS[len(packed)], length][packed] = None
+                exempt[_VERSIONS[len(packed)], length, fresh][packed] = None
             continue
         life = milliseconds(remaining)
         for packed, length in prefixes:
-            timed[_VERSIONS[len(packed)], length][packed] = life
-    needed = {PrefixSet(kind, *place) for place in timed for kind in (Kind.SESSION, Kind.BARRED)}
-    needed |= {PrefixSet(Kind.EXEMPT, *place) for place in exempt}
+            timed[_VERSIONS[len(packed)], length, fresh][packed] = life
+    needed = {PrefixSet(kind, v, n) for v, n, _ in timed for kind in (Kind.SESSION, Kind.BARRED)}
+    needed |= {PrefixSet(Kind.EXEMPT, v, n) for v, n, _ in exempt}
     new = sorted(needed - sets)
     commands = [add_set(interface, one) for one in new]
     commands += add_rules(interface, (rule for one in new for rule in set_rules(one)))
     changes: list[ElementChange] = []
-    for place, lives in timed.items():
+    for (*place, fresh), lives in timed.items():
         session, barred, other = (PrefixSet(kind, *place) for kind in Kind)
         addresses = dict.fromkeys(lives)
-        changes += _anew(str(session), lives)
-        changes.append(ElementChange(Verb.ADD, str(barred), addresses))
-        if other in sets:
+        changes += _added(session, lives, timed=True) if fresh else _anew(str(session), lives)
+        changes += _added(barred, addresses)
+        if other in sets and not fresh:
             changes += _gone(str(other), addresses)
-    for place, addresses in exempt.items():
+    for (*place, fresh), addresses in exempt.items():
         session, barred, other = (PrefixSet(kind, *place) for kind in Kind)
-        changes.append(ElementChange(Verb.ADD, str(other), addresses))
-        for one in (session, barred):
+        changes += _added(other, addresses)
+        for one in () if fresh else (session, barred):
             if one in sets:
                 changes += _gone(str(one), addresses)
     return Admit(commands, changes, sets | needed)
@@ -263,10 +266,16 @@ def _texts(place: str, elements: Mapping[bytes, int | None]) -> Iterable[str]:
 
 def _anew(place: str, lives: Mapping[bytes, int | None]) -> list[ElementChange]:
     """Add, delete, add those with a time: deleting what has expired fails, so it is added first."""
-    changes = _gone(place, dict.fromkeys(lives))
-    if timed := {key: life for key, life in lives.items() if life is not None}:
-        changes.append(ElementChange(Verb.ADD, place, timed))
-    return changes
+    return [*_gone(place, dict.fromkeys(lives)), *_added(place, lives, timed=True)]
+
+
+def _added(
+    place: PrefixSet | str, lives: Mapping[bytes, int | None], *, timed: bool = False
+) -> list[ElementChange]:
+    """Add them; if ``timed`` only those that have a time."""
+    if timed:
+        lives = {key: life for key, life in lives.items() if life is not None}
+    return [ElementChange(Verb.ADD, str(place), lives)] if lives else []
 
 
 def _gone(place: str, keys: Mapping[bytes, None]) -> list[ElementChange]:

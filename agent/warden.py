@@ -33,6 +33,9 @@ _LEASE_EVERY: Final = 1.0
 """Seconds between two renewals of the lease: once a tick."""
 _RAISE_EVERY: Final = 5.0
 """Seconds between two attempts at a table that could not be made: each is work over all peers."""
+_READ_EVERY: Final = 600.0
+"""Seconds after which a look reads the table though nobody has touched it: reading it is work over all peers
+(``stats_tick_10k``)."""
 
 
 class Warden:
@@ -65,6 +68,11 @@ class Warden:
         self._owner: dict[Prefix, PublicKey] = {}
         self._untidy = False
         """Whether the table may hold elements of ours that are not known here."""
+        self._unsettled: set[PublicKey] = set()
+        """Who may not be admitted as is wanted: to be tried again at the next look."""
+        self._agreed: set[PublicKey] = set()
+        """Of those that are being dealt with, who has been admitted just as is wanted."""
+        self._read_at = -_READ_EVERY
         self._failed: GuardError | None = None
         """Why the table could not be made at the last attempt, and when that was."""
         self._failed_at = 0.0
@@ -119,6 +127,7 @@ class Warden:
 
     async def before_removes(self) -> None:
         """Have the table there before anybody is removed, when MFA was switched on."""
+        self._agreed.clear()
         if self._up or self._is_hopeless() or not self.needed:
             return
         # Nobody is kept on the interface for it; who is to be let in is judged next.
@@ -127,6 +136,7 @@ class Warden:
 
     async def before_kernel(self, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
         """Admit whoever of these is wanted, before the device has them; return who can't be let in."""
+        self._agreed.clear()
         if not self.needed:
             self.fault, self._failed = "", None
             return []
@@ -155,8 +165,9 @@ class Warden:
     async def after_kernel(self, dirty: Iterable[PublicKey], now: Now) -> None:
         """Dismiss whoever of these is wanted no longer, now that the device does not have them."""
         gone: list[Prefix] = []
+        agreed, self._agreed = self._agreed - self._state.dirty, set()
         for key in dirty:
-            held = self._held.get(key)
+            held = None if key in agreed else self._held.get(key)
             if held is None:
                 continue
             admission = self._admission(key, now)
@@ -167,6 +178,7 @@ class Warden:
             else:
                 # Not as it is wanted but as it was written: what has not been is written later.
                 self._held[key] = tuple(p for p in held[0] if p in kept), held[1]
+                self._unsettled.add(key)
         for prefix in gone:
             del self._owner[prefix]
         if not gone:
@@ -223,16 +235,37 @@ class Warden:
         else:
             self._lapsing = False
 
-    async def look(self) -> None:
-        """Read the table, and repair what somebody else has changed."""
+    async def look(self, *, closely: bool = False) -> None:
+        """See whether somebody else has changed the table, and repair that.
+
+        The table is read if it may have been changed, now and then, or ``closely``.
+        """
         if not self.needed:
             return
         if not self._up:
             self._failed = None
             self._state.dirty.update(self._everybody())
             return
+        rested = clock.monotonic() - self._read_at < _READ_EVERY
+        if rested and not closely and not self._untidy and self._guard.untouched():
+            self._try_again()
+            return
+        await self._read()
+
+    def _try_again(self) -> None:
+        """Have those dealt with once more who are not admitted as is wanted, as far as is known."""
+        now, dirty = self._clock(), self._state.dirty
+        for key in self._unsettled - dirty:
+            admission = self._admission(key, now)
+            if admission is not None and self._held.get(key) != self._as_held(key, admission):
+                dirty.add(key)
+        self._unsettled.clear()
+
+    async def _read(self) -> None:
         try:
             contents = await self._ask(self._guard.read())
+            self._read_at = clock.monotonic()
+            self._unsettled.clear()
             now = self._clock()
             wanted = self._settled(now)
             if contents is not None:
@@ -331,8 +364,13 @@ class Warden:
         admissions = {}
         for key in keys:
             admission = self._admission(key, now)
-            if admission is None or (changed_only and self._held.get(key) == self._as_held(key, admission)):
+            if admission is None:
                 continue
+            if changed_only and self._held.get(key) == self._as_held(key, admission):
+                self._agreed.add(key)
+                continue
+            if not self._untidy and self._owner.keys().isdisjoint(admission.prefixes):
+                admission = admission._replace(fresh=True)
             admissions[key] = admission
         return admissions
 
@@ -373,6 +411,7 @@ class Warden:
             for prefix in moved:
                 owner = self._owner.pop(prefix, None)
                 if owner is not None and (theirs := self._held.get(owner)) is not None:
+                    self._unsettled.add(owner)
                     self._held[owner] = tuple(p for p in theirs[0] if p != prefix), theirs[1]
             # That took a while, and the guard counts sessions' lives from when it is asked.
             admissions = self._admissions(admissions, self._clock())
@@ -382,18 +421,25 @@ class Warden:
         return refused
 
     def _take(self, written: Mapping[PublicKey, _Held], refused: Mapping[PublicKey, str]) -> None:
+        self._unsettled |= refused.keys()
         for key, (prefixes, deadline) in written.items():
             if key in refused:
                 continue
             before = self._held.get(key, ((), None))[0]
             # What the peer had besides is dismissed once the device has followed.
             left = [p for p in before if p not in prefixes and self._owner.get(p) == key]
+            if not left:
+                self._agreed.add(key)
             self._hold(key, (*prefixes, *left), deadline)
 
     async def _ask(self, work: Awaitable[_T]) -> _T:
         self.busy = True
         try:
             return await self.patience.wait_for("nftables", work)
+        except GuardError:
+            # Of several transactions some may be in force.
+            self._untidy = True
+            raise
         finally:
             self.busy = False
 

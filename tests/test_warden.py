@@ -986,3 +986,88 @@ def test_a_life_counts_from_after_the_dismissal_of_who_had_the_prefix(
         assert gateway.left(1) == pytest.approx(60 - passed, abs=0.1)
 
     gateway.run(scenario)
+
+
+# Looks.
+
+
+def reads(gateway: Gateway) -> int:
+    return len(gateway.guard.calls("read"))
+
+
+def test_a_look_does_not_read_a_table_that_nobody_has_touched(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2), peer(3)]))
+        await agent.look()
+        before = reads(gateway)
+        await agent.give([core.change(granted(3, grant("s3", 3))), core.change(revoked(2, "s2"))])
+        await agent.look()
+        assert reads(gateway) == before
+        gateway.guard.ends[prefix("10.8.0.9")] = None
+        await agent.look()
+        assert (reads(gateway), gateway.left(9)) == (before + 1, 0)
+        await agent.look()
+        assert reads(gateway) == before + 1
+
+    gateway.run(scenario)
+
+
+def test_now_and_then_a_look_reads_the_table_anyhow(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+        await agent.look()
+        before = reads(gateway)
+        gateway.world.clock.advance(599)
+        await agent.tick()
+        await agent.look()
+        assert reads(gateway) == before
+        gateway.world.clock.advance(2)
+        await agent.look()
+        assert reads(gateway) == before + 1
+
+    gateway.run(scenario)
+
+
+def test_a_look_at_another_link_of_this_name_reads_the_table(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+        await agent.look()
+        before = reads(gateway)
+        gateway.world.host.public_key = None
+        await agent.look()
+        assert reads(gateway) == before + 1
+        gateway.world.host.up = False
+        await agent.look()
+        assert reads(gateway) == before + 2
+
+    gateway.run(scenario)
+
+
+def test_after_a_change_that_failed_a_look_reads_the_table(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+        await agent.look()
+        before = reads(gateway)
+        gateway.guard.fails = {"dismiss"}
+        await agent.give([core.change(revoked(1, "s1"))])
+        gateway.guard.fails = ()
+        assert gateway.left(1) != 0
+        await agent.look()
+        assert (reads(gateway), gateway.left(1)) == (before + 1, 0)
+
+    gateway.run(scenario)
+
+
+def test_a_prefix_that_another_peer_had_is_not_taken_for_a_fresh_one(gateway: Gateway) -> None:
+    """The guard itself objects to what is said to be fresh and is not."""
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), peer(2, mfa_exempt=True)]))
+        await agent.give([core.change(upserted(1, "10.8.0.77", session=grant("s1", 1)))])
+        await agent.give([core.change(upserted(2, "10.8.0.1", mfa_exempt=True))])
+        await agent.give([core.change(upserted(1, "10.8.0.2", session=grant("s1", 1)))])
+        assert (gateway.left(1), gateway.left(2), gateway.left(77)) == (None, 3600, 0)
+
+    gateway.run(scenario)
+    gateway.run(scenario, kill=True)
+    gateway.run(scenario)

@@ -29,6 +29,8 @@ class WireGuardLink:
         self._made_of: tuple[frozenset[InterfaceAddress], int | None] = (frozenset(), None)
         """Addresses and MTU (None: left alone) as last configured."""
         self._up = False
+        self._index: int | None = None
+        """Of the link when it was last looked at; None: not since it was found or made."""
 
     @property
     def device(self) -> Device:
@@ -46,7 +48,7 @@ class WireGuardLink:
         if self._device is not None:
             await self._device.close()
         self._device = open_device(name, ensured.backend)
-        self._made_of, self._up = (frozenset(), None), False
+        self._made_of, self._up, self._index = (frozenset(), None), False, None
         _log.info(
             "interface made" if ensured.created else "interface found",
             interface=name,
@@ -89,6 +91,9 @@ class WireGuardLink:
         if link is None:
             return []
         addresses, mtu = self._made_of
+        before, self._index = self._index, link.index
+        if before not in {None, link.index}:
+            return [Drift(DriftKind.INTERFACE, None, "is another interface of this name")]
         drift = [
             Drift(DriftKind.ADDRESS, None, f"has lost the address {address}")
             for address in sorted(addresses - link.addresses)

@@ -398,6 +398,64 @@ async def a_flush_of_everything_is_told_and_the_table_made_whole_again(stand: St
 
 
 @behaviour
+async def what_was_read_need_not_be_read_again_until_somebody_else_changes_the_table(stand: Stand) -> None:
+    guard = stand.firewall()
+    wanted = {ALICE: session(LONG, ALICE4), ROUTER: exempt("10.8.9.0/24")}
+    await guard.raise_(wanted, LONG)
+    assert not guard.untouched()
+    disturbed = asyncio.create_task(guard.disturbed())
+    await asyncio.sleep(0.1)
+    await guard.read()
+    assert guard.untouched()
+    # What the agent does itself, and what happens to other tables, it need not read.
+    await guard.admit({BOB: session(LONG, BOB4)._replace(fresh=True)})
+    await guard.admit(wanted | {BOB: session(LONG, BOB4)})
+    await guard.dismiss([parse_prefix(ALICE4)])
+    await guard.renew_lease(LONG)
+    await stand.nft("add table inet wg_agent_wg; add set inet wg_agent_wg s { type ipv4_addr; }")
+    await stand.nft("add element inet wg_agent_wg s { 10.8.0.5 }")
+    assert guard.untouched()
+    assert not disturbed.done()
+    name = f"inet {table_name(stand.name)}"
+    for foreign in (
+        f"delete element {name} session4_32 {{ {BOB4} }}",
+        f"add element {name} session4_32 {{ {ALICE4} timeout 1h }}",
+        f"flush set {name} barred4_32",
+    ):
+        await stand.nft(foreign)
+        assert not guard.untouched(), foreign
+        assert not disturbed.done()
+        await guard.admit({BOB: session(LONG, BOB4)})
+        assert not guard.untouched(), "what was heard is not forgotten by a change of our own"
+        await guard.read()
+        assert guard.untouched()
+    await stand.nft(f"add chain {name} strange")
+    assert not guard.untouched()
+    await asyncio.wait_for(disturbed, 5)
+    await stand.nft("flush ruleset")
+    await guard.read()
+    await guard.raise_(wanted, LONG)
+    assert not guard.untouched()
+
+
+@behaviour
+async def what_is_written_afresh_is_as_what_is_written_over(stand: Stand) -> None:
+    guard = stand.firewall()
+    wanted = {ALICE: session(LONG, ALICE4, ALICE6), ROUTER: exempt("10.8.9.0/24"), BOB: session(0.001, BOB4)}
+    await guard.raise_({}, LONG)
+    fresh = {key: admission._replace(fresh=True) for key, admission in wanted.items()}
+    assert set(await guard.admit(fresh)) == {BOB}
+    for _ in range(2):
+        assert (contents := await guard.read()) is not None
+        assert contents.barred == {parse_prefix(p) for p in (ALICE4, ALICE6, BOB4)}
+        assert differences({key: wanted[key] for key in (ALICE, ROUTER)}, contents) == []
+        assert await stand.answers(ALICE4, GATEWAY4)
+        assert await stand.answers(ROUTER4, GATEWAY4)
+        assert not await stand.answers(BOB4, GATEWAY4)
+        await guard.admit(wanted)
+
+
+@behaviour
 async def what_others_do_to_the_table_is_seen_and_mended_around_its_elements(stand: Stand) -> None:
     guard = stand.firewall()
     wanted = {ALICE: session(LONG, ALICE4, "10.8.5.0/24"), ROUTER: exempt("10.8.9.0/24")}

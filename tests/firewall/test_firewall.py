@@ -195,6 +195,8 @@ def test_a_prefix_that_is_none_is_refused_and_never_reaches_nft() -> None:
 class Refusing:
     """nftables on a kernel that lacks something: what can't be had on one machine."""
 
+    port: int | None = None
+
     def __init__(self, *words: str, reason: str = "Could not process rule: Operation not supported") -> None:
         self._words = words
         self._reason = reason

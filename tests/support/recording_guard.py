@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from agent.errors import GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
+from tests.support.heard import Heard
 from tests.support.recording_device import Host
 
 
@@ -23,18 +24,28 @@ class RecordingGuard:
     takes: Callable[[], object] | None = None
     """What a call waits for, in a thread, before anything is done."""
 
+    def __post_init__(self) -> None:
+        self.heard = Heard(lambda: (self.table and dict(self.table), self.table is None, set(self.barred)))
+
     async def _did(self, what: str, *about: object) -> None:
         if self.takes is not None:
             await asyncio.to_thread(self.takes)
         if self.fails:
             raise GuardError("nftables is not to be had", "install it")
         self.host.log.append((f"guard {what}", about))
+        self.heard.before()
 
     async def read(self) -> GuardContents | None:
         await self._did("read")
+        self.heard.touched = False
+        self.heard.after()
         if self.table is None:
             return None
         return GuardContents(dict(self.table), frozenset(self.barred), self.lease, bool(self.lease))
+
+    def untouched(self) -> bool:
+        self.heard.before()
+        return not self.heard.touched
 
     async def raise_(
         self, admissions: Mapping[PublicKey, Admission], lease: float | None
@@ -48,6 +59,7 @@ class RecordingGuard:
         await self._did("lower")
         there, self.table = self.table is not None, None
         self.barred.clear()
+        self.heard.after()
         return there
 
     async def admit(self, admissions: Mapping[PublicKey, Admission]) -> Mapping[PublicKey, str]:
@@ -61,6 +73,7 @@ class RecordingGuard:
         for prefix in gone:
             self.table.pop(prefix, None)
             self.barred.discard(prefix)
+        self.heard.after()
 
     async def renew_lease(self, seconds: float | None) -> None:
         await self._did("lease", seconds)
@@ -74,10 +87,12 @@ class RecordingGuard:
 
     def _write(self, admissions: Mapping[PublicKey, Admission]) -> dict[PublicKey, str]:
         assert self.table is not None
-        for key, (prefixes, remaining) in admissions.items():
+        for key, (prefixes, remaining, fresh) in admissions.items():
             if key in self.refuses:
                 continue
             for prefix in prefixes:
+                assert not (fresh and prefix in self.table), f"{prefix} is not fresh"
                 self.table[prefix] = remaining
                 (self.barred.discard if remaining is None else self.barred.add)(prefix)
+        self.heard.after()
         return {key: "it is refused" for key in admissions if key in self.refuses}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
+from tests.support.heard import Heard
 
 SHORTEST = 0.01
 """Seconds of life below which a session is not admitted."""
@@ -29,6 +30,7 @@ class TimedGuard:
         self.lease_demanded = True
         self.faults: tuple[str, ...] = ()
         self.owners: dict[Prefix, PublicKey] = {}
+        self.heard = Heard(lambda: (self.up, dict(self.ends), set(self.barred), self.faults))
 
     def left(self, prefix: Prefix) -> float | None:
         """Seconds for which a prefix is let through: None for good, 0 not at all."""
@@ -48,11 +50,17 @@ class TimedGuard:
 
     async def read(self) -> GuardContents | None:
         self._check("read", None, whole=False)
+        self.heard.touched = False
+        self.heard.after()
         if not self.up:
             return None
         lease = None if self.lease_until is None else max(0.0, self.lease_until - self.clock())
         elements = {prefix: left for prefix in self.ends if (left := self.left(prefix)) != 0.0}
         return GuardContents(elements, frozenset(self.barred), lease, self.lease_demanded, self.faults)
+
+    def untouched(self) -> bool:
+        self.heard.before()
+        return not self.heard.touched
 
     async def raise_(
         self, admissions: Mapping[PublicKey, Admission], lease: float | None
@@ -68,6 +76,7 @@ class TimedGuard:
         self._check("lower", None, whole=False)
         was = self.up
         self.delete()
+        self.heard.after()
         return was
 
     async def admit(self, admissions: Mapping[PublicKey, Admission]) -> Mapping[PublicKey, str]:
@@ -81,6 +90,7 @@ class TimedGuard:
             self.ends.pop(prefix, None)
             self.barred.discard(prefix)
             self.owners.pop(prefix, None)
+        self.heard.after()
 
     async def renew_lease(self, seconds: float | None) -> None:
         self._check("lease", seconds)
@@ -99,6 +109,7 @@ class TimedGuard:
         if whole and not self.up:
             raise GuardDrifted("the table is not whole: it is gone", "the agent raises it again")
         self.log.append((f"guard: {verb}", what))
+        self.heard.before()
 
     def _lease(self, seconds: float | None) -> None:
         self.lease_demanded = bool(seconds)
@@ -106,10 +117,11 @@ class TimedGuard:
 
     def _write(self, admissions: Mapping[PublicKey, Admission]) -> dict[PublicKey, str]:
         refused = {key: "the kernel does not like it" for key in admissions if key in self.refuses}
-        for key, (prefixes, remaining) in admissions.items():
+        for key, (prefixes, remaining, fresh) in admissions.items():
             if key in refused:
                 continue
             for prefix in prefixes:
+                assert not (fresh and self.left(prefix) != 0), f"{prefix} is not fresh"
                 assert self.owners.get(prefix, key) == key, f"{prefix} was not dismissed before it moved"
                 self.owners[prefix] = key
                 if remaining is None:
@@ -122,4 +134,5 @@ class TimedGuard:
                     self.ends.pop(prefix, None)
                 else:
                     self.ends[prefix] = self.clock() + remaining
+        self.heard.after()
         return refused
