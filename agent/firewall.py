@@ -45,6 +45,7 @@ _LOUD: Final = 300
 """Elements from which on writing takes ten times as long while the kernel has to tell us of each."""
 _CLOSING: Final = 2.0
 """Seconds that a call under way may take when the guard is let go of."""
+_ADDRESS_SIZES: Final = (4, 16)
 _HOPELESS: Final = 100
 """Refusals one by one, without a single success, after which the rest need not be tried."""
 
@@ -284,8 +285,7 @@ class Firewall:
             self._run(ruleset.create_sets(self._interface, ruleset.ALWAYS))
             self._sets, self._leased = ruleset.ALWAYS, leased
             self._write(renewal)
-            fresh = {key: admission._replace(fresh=True) for key, admission in admissions.items()}
-            refused = self._admit(fresh, asked, hooked=False)
+            refused = self._admit(admissions, asked, new_table=True)
             self._run(ruleset.create_chains(self._interface, self._known(), leased=leased))
         return refused
 
@@ -304,7 +304,7 @@ class Firewall:
         start += ruleset.create(self._interface, ruleset.ALWAYS, leased=leased)
         start += ruleset.as_commands(self._interface, renewal)
         began = clock.monotonic()
-        step = ruleset.admit(self._interface, _aged(first.values(), began - asked), ruleset.ALWAYS)
+        step = ruleset.admit(self._interface, first.values(), ruleset.ALWAYS, began - asked)
         sets = step.sets
         try:
             self._run([*start, *step.commands, *ruleset.as_commands(self._interface, step.changes)])
@@ -329,37 +329,41 @@ class Firewall:
         return True
 
     def _admit(
-        self, admissions: dict[PublicKey, Admission], asked: float, *, hooked: bool = True
+        self, admissions: dict[PublicKey, Admission], asked: float, *, new_table: bool = False
     ) -> dict[PublicKey, str]:
-        """Admit them in parts; ``hooked`` is False while the table has no chains yet."""
+        """Admit them in parts; a new table has no elements and no chains yet."""
         refused, usable = _sort_out(admissions)
         items = list(usable.items())
-        done = 0
-        with self._quietly(2 * len(items) if hooked else 0):
+        done, empty = 0, new_table
+        with self._quietly(0 if new_table else 2 * len(items)):
             while done < len(items):
                 some = items[done : done + self._batch]
                 began = clock.monotonic()
-                failed = self._try(some, asked, hooked=hooked)
+                failed = self._try(some, asked, hooked=not new_table, empty=empty)
                 took = max(clock.monotonic() - began, 1e-6)
                 if len(some) == self._batch or took > _LATE:
                     self._batch = min(max(int(len(some) * _PUNCTUAL / took), len(some) // 4, _LEAST), _BATCH)
                 if took > _LATE and len(some) > self._batch and not failed:
                     items[done : done + len(some)] = [(key, a._replace(fresh=False)) for key, a in some]
+                    empty = False
                     continue
                 refused |= failed
                 done += len(some)
         return refused
 
     def _try(
-        self, admissions: list[tuple[PublicKey, Admission]], asked: float, *, hooked: bool
+        self, admissions: list[tuple[PublicKey, Admission]], asked: float, *, hooked: bool, empty: bool
     ) -> dict[PublicKey, str]:
-        """Admit them in one transaction, or in as few as it takes to leave out the bad ones."""
+        """Admit them in one transaction, or in as few as it takes to leave out the bad ones.
+
+        ``empty``: all of them are fresh.
+        """
         refused: dict[PublicKey, str] = {}
         waiting, succeeded = [admissions], False
         while waiting:
             some = waiting.pop()
-            aged = _aged((a for _, a in some), clock.monotonic() - asked)
-            step = ruleset.admit(self._interface, aged, self._known())
+            late = clock.monotonic() - asked
+            step = ruleset.admit(self._interface, (a for _, a in some), self._known(), late, empty=empty)
             try:
                 self._run(step.commands if hooked else [c for c in step.commands if c.startswith("add set ")])
                 self._sets = step.sets
@@ -491,12 +495,6 @@ def _no_access(error: NftError) -> Lack:
     )
 
 
-def _aged(admissions: Iterable[Admission], seconds: float) -> Iterable[Admission]:
-    """The same, so many seconds later."""
-    for prefixes, remaining, fresh in admissions:
-        yield Admission(prefixes, None if remaining is None else remaining - seconds, fresh)
-
-
 def _sort_out(
     admissions: Mapping[PublicKey, Admission],
 ) -> tuple[dict[PublicKey, str], dict[PublicKey, Admission]]:
@@ -505,13 +503,12 @@ def _sort_out(
     A session that is over is among both: its peer is barred from now on.
     """
     refused: dict[PublicKey, str] = {}
-    usable: dict[PublicKey, Admission] = {}
-    for key, admission in admissions.items():
-        prefixes, remaining, _ = admission
-        if not all(map(ruleset.is_prefix, prefixes)):
-            refused[key] = "one of its prefixes is none"
-            continue
-        usable[key] = admission
-        if remaining is not None and ruleset.milliseconds(remaining) is None:
+    misshapen: set[PublicKey] = set()
+    for key, (prefixes, remaining, _) in admissions.items():
+        if remaining is not None and not remaining >= ruleset.SHORTEST:
             refused[key] = "less than 10 ms of its session is left"
-    return refused, usable
+        for packed, length in prefixes:
+            if not (0 <= length <= 8 * len(packed) and len(packed) in _ADDRESS_SIZES):
+                refused[key] = "one of its prefixes is none"
+                misshapen.add(key)
+    return refused, {key: a for key, a in admissions.items() if key not in misshapen}

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
+from itertools import repeat
 from typing import Final, NamedTuple
 
 NETLINK_NETFILTER: Final = 12
@@ -31,8 +32,10 @@ _NEST_SIZE: Final = 65_000
 """An attribute's length has 16 bits."""
 _WIDTHS: Final = (4, 16)
 """Bytes of a key: an IPv4 address, or an IPv6 address or an interface's name."""
-_PLAIN: Final = {width: struct.Struct(f"=HHHHHH{width}s") for width in _WIDTHS}
-_TIMED: Final = {width: struct.Struct(f"=HHHHHH{width}sHH8s") for width in _WIDTHS}
+_TIMED: Final = {width: struct.Struct(f">12s{width}s4sQ") for width in _WIDTHS}
+"""The element's head, its key, and its life, which nftables has in network order."""
+_TIMEOUT_SIZE: Final = 12
+_TIMEOUT_HEAD: Final = _ATTRIBUTE.pack(_TIMEOUT_SIZE, _TIMEOUT)
 
 
 class Verb(IntEnum):
@@ -99,28 +102,44 @@ def outcome(data: bytes, first: int, last: int) -> int | None:
 
 
 def _nests(elements: Mapping[bytes, int | None]) -> Iterator[bytes]:
-    parts: list[bytes] = []
-    size = 0
-    for key, milliseconds in elements.items():
-        width = len(key)
-        if milliseconds is None:
-            packer = _PLAIN[width]
-            own = packer.size
-            part = packer.pack(own, _NESTED | _ELEMENT, own - 4, _NESTED | _KEY, own - 8, _VALUE, key)
-        else:
-            packer = _TIMED[width]
-            own = packer.size
-            part = packer.pack(
-                *(own, _NESTED | _ELEMENT, own - 16, _NESTED | _KEY, own - 20, _VALUE, key),
-                *(12, _TIMEOUT, milliseconds.to_bytes(8, "big")),
-            )
-        if size + own > _NEST_SIZE:
-            yield b"".join(parts)
-            parts, size = [], 0
-        parts.append(part)
-        size += own
-    if parts:
-        yield b"".join(parts)
+    """Yield the elements as lists that fit into an attribute; those with a time of their own come last."""
+    plain = [key for key, life in elements.items() if life is None]
+    for keys in _portions(plain, _plain_head):
+        head = _plain_head(len(keys[0]))
+        yield b"".join((head, head.join(keys)))
+    timed = [key for key, life in elements.items() if life is not None]
+    for keys in _portions(timed, _timed_head):
+        width = len(keys[0])
+        pack, lives = _TIMED[width].pack, [elements[key] for key in keys]
+        yield b"".join(map(pack, repeat(_timed_head(width)), keys, repeat(_TIMEOUT_HEAD), lives))
+
+
+def _portions(keys: list[bytes], head: Callable[[int], bytes]) -> Iterator[list[bytes]]:
+    if keys:
+        width = len(keys[0])
+        size = len(head(width)) + width + (_TIMEOUT_SIZE if head is _timed_head else 0)
+        most = _NEST_SIZE // size
+        yield from (keys[at : at + most] for at in range(0, len(keys), most))
+
+
+def _plain_head(width: int) -> bytes:
+    """Return what stands before the key of an element that has the set's own life."""
+    return _element_head(width, 0)
+
+
+def _timed_head(width: int) -> bytes:
+    return _element_head(width, _TIMEOUT_SIZE)
+
+
+def _element_head(width: int, more: int) -> bytes:
+    own = 3 * _ATTRIBUTE.size + width
+    return b"".join(
+        (
+            _ATTRIBUTE.pack(own + more, _NESTED | _ELEMENT),
+            _ATTRIBUTE.pack(own - 4, _NESTED | _KEY),
+            _ATTRIBUTE.pack(own - 8, _VALUE),
+        )
+    )
 
 
 def _attribute(kind: int, raw: bytes) -> bytes:

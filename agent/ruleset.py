@@ -194,8 +194,17 @@ class Admit(NamedTuple):
     """The sets that there are then."""
 
 
-def admit(interface: str, admissions: Iterable[Admission], sets: frozenset[PrefixSet]) -> Admit:
-    """Return what admits these peers to a table with these sets.
+def admit(
+    interface: str,
+    admissions: Iterable[Admission],
+    sets: frozenset[PrefixSet],
+    late: float = 0.0,
+    *,
+    empty: bool = False,
+) -> Admit:
+    """Return what admits these peers to a table with these sets, ``late`` seconds after it was asked for.
+
+    ``empty``: there are no elements yet.
 
     Safe whatever is there, expired or not, unless the admission says that nothing is. A session with less
     than SHORTEST left is barred, not admitted.
@@ -205,11 +214,11 @@ def admit(interface: str, admissions: Iterable[Admission], sets: frozenset[Prefi
     for prefixes, remaining, fresh in admissions:
         if remaining is None:
             for packed, length in prefixes:
-                exempt[_VERSIONS[len(packed)], length, fresh][packed] = None
+                exempt[_VERSIONS[len(packed)], length, fresh or empty][packed] = None
             continue
-        life = milliseconds(remaining)
+        life = milliseconds(remaining - late)
         for packed, length in prefixes:
-            timed[_VERSIONS[len(packed)], length, fresh][packed] = life
+            timed[_VERSIONS[len(packed)], length, fresh or empty][packed] = life
     needed = {PrefixSet(kind, v, n) for v, n, _ in timed for kind in (Kind.SESSION, Kind.BARRED)}
     needed |= {PrefixSet(Kind.EXEMPT, v, n) for v, n, _ in exempt}
     new = sorted(needed - sets)
@@ -280,9 +289,3 @@ def _added(
 
 def _gone(place: str, keys: Mapping[bytes, None]) -> list[ElementChange]:
     return [ElementChange(verb, place, keys) for verb in (Verb.ADD, Verb.DELETE)]
-
-
-def is_prefix(prefix: Prefix) -> bool:
-    """Whether the prefix has the shape of one; nothing else is ever written into a command."""
-    packed, length = prefix
-    return len(packed) in {4, 16} and 0 <= length <= len(packed) * 8

@@ -351,7 +351,9 @@ class Warden:
         in_use = session is not None and session.in_use
         remaining = session.deadline.remaining(now) if session is not None and in_use else None
         if isinstance(want, DesiredPeer):
-            return Admission(want.allowed_ips, remaining)
+            prefixes = want.allowed_ips
+            fresh = not self._untidy and self._owner.keys().isdisjoint(prefixes)
+            return Admission(prefixes, remaining, fresh)
         # A peer that is left as it was found: what the journal says of it.
         if peer is not None and peer.allowed_ips:
             return Admission(peer.allowed_ips, remaining)
@@ -369,8 +371,6 @@ class Warden:
             if changed_only and self._held.get(key) == self._as_held(key, admission):
                 self._agreed.add(key)
                 continue
-            if not self._untidy and self._owner.keys().isdisjoint(admission.prefixes):
-                admission = admission._replace(fresh=True)
             admissions[key] = admission
         return admissions
 
@@ -425,12 +425,13 @@ class Warden:
         for key, (prefixes, deadline) in written.items():
             if key in refused:
                 continue
-            before = self._held.get(key, ((), None))[0]
+            held = self._held.get(key)
             # What the peer had besides is dismissed once the device has followed.
+            before = () if held is None else held[0]
             left = [p for p in before if p not in prefixes and self._owner.get(p) == key]
             if not left:
                 self._agreed.add(key)
-            self._hold(key, (*prefixes, *left), deadline)
+            self._hold(key, (*prefixes, *left) if left else prefixes, deadline)
 
     async def _ask(self, work: Awaitable[_T]) -> _T:
         self.busy = True
