@@ -24,7 +24,7 @@ from agent.model import (
 
 KEY_TEXT_SIZE: Final = 44
 NAME_SIZE: Final = 64
-_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 # RFC 3339, section 5.6: full-date "T" full-time, the offset required.
 _TIME: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-5][0-9])",
@@ -32,8 +32,8 @@ _TIME: Final = re.compile(
 )
 _LENGTHS: Final = {str(length): length for length in range(129)}
 # A time beyond these is a fault of the sender, not a date that a session can have.
-_EARLIEST: Final = 0.0
-_LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
+EARLIEST: Final = 0.0
+LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 
 
 def parse_key(text: object) -> bytes:
@@ -99,7 +99,7 @@ def parse_prefix(text: object) -> Prefix:
         host_bits = bits - length
         if int.from_bytes(packed, "big") & ((1 << host_bits) - 1):
             raise ValueError("the prefix has host bits set")
-    if bits == 128 and length >= 96 and packed[:12] == _V4_MAPPED:
+    if bits == 128 and length >= 96 and packed[:12] == V4_MAPPED:
         raise ValueError("an IPv4-mapped address is not a prefix of its own")
     return Prefix(packed, length)
 
@@ -107,7 +107,7 @@ def parse_prefix(text: object) -> Prefix:
 def parse_interface_address(text: object) -> InterfaceAddress:
     """Return an address of the interface with its network's length (a bare address: one host)."""
     packed, length = _parse_network(text)
-    if packed[:12] == _V4_MAPPED and len(packed) == 16:
+    if packed[:12] == V4_MAPPED and len(packed) == 16:
         raise ValueError("an IPv4-mapped address is not an interface address")
     return InterfaceAddress(packed, length)
 
@@ -124,7 +124,7 @@ def parse_time(text: object) -> float:
         seconds = datetime.fromisoformat(text if usual else text.upper()).timestamp()
     except (ValueError, OverflowError):
         raise ValueError("a time that does not exist") from None
-    if not math.isfinite(seconds) or not _EARLIEST <= seconds < _LATEST:
+    if not math.isfinite(seconds) or not EARLIEST <= seconds < LATEST:
         raise ValueError("a time out of range")
     return seconds
 

@@ -510,6 +510,82 @@ _pieces = st.sampled_from(
 )
 
 
+TIMES = {"granted_at": "2026-11-24T03:00:00.000Z", "expires_at": "2026-11-24T13:00:00.000Z"}
+
+
+def usual(number: int, **members: Any) -> dict[str, Any]:
+    """An entry as nearly all are."""
+    entry = peer(number, session=session(**TIMES), name=f"device-{number}")
+    entry["allowed_ips"] = [f"10.8.0.{number}/32", f"fd00:8::{number:x}/128"]
+    return entry | members
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"session": None},
+        {"preshared_key": PSK, "session": None, "mfa_exempt": True, "persistent_keepalive": 25},
+        {"allowed_ips": ["10.9.0.0/16", "fd00::/32", "fd00:9::1/128"]},
+        {"session": session(granted_at="2026-11-24T03:00:00Z", expires_at="2026-11-24T13:00:00Z")},
+        {
+            "session": session(
+                granted_at="2026-11-24T03:00:00.123456Z", expires_at="2027-11-24T13:00:00.000001Z"
+            )
+        },
+    ],
+)
+def test_the_usual_is_read_by_column(monkeypatch: pytest.MonkeyPatch, members: dict[str, Any]) -> None:
+    text = body(state(*(usual(n, **members) for n in range(1, 50))))
+    monkeypatch.setattr(messages, "_QUICK", 1 << 30)
+    expected = decode_snapshot(text, 0.0)
+    monkeypatch.setattr(messages, "_QUICK", 0)
+    monkeypatch.setattr(messages, "_peer", lambda _: pytest.fail("an entry was read alone"))
+    assert decode_snapshot(text, 0.0) == expected
+    assert not any(p.fault or p.session_fault for p in expected.peers)
+
+
+_ODD: dict[str, dict[str, Any]] = {
+    "nothing else": {},
+    "no session": {"session": None},
+    "a static key": {"preshared_key": "/".ljust(43, "A") + "=", "session": None},
+    "a static key besides": {"preshared_key": "/".ljust(43, "A") + "="},
+    "exempt": {"mfa_exempt": True, "persistent_keepalive": 25},
+    "nulls": {"mfa_exempt": None, "persistent_keepalive": None, "preshared_key": None},
+    "a net": {"allowed_ips": ["10.9.0.0/16", "fd00:9::/48"]},
+    "an IPv6 net of 32 bits": {"allowed_ips": ["fd00::/32"]},
+    "a bare address": {"allowed_ips": ["10.9.9.9"]},
+    "host bits": {"allowed_ips": ["10.9.9.9/8"]},
+    "twice the same": {"allowed_ips": ["10.9.9.9/32", "10.9.9.9"]},
+    "three of them": {"allowed_ips": ["fd00::9/128", "10.9.9.9/32", "10.9.9.8/32"]},
+    "none of them": {"allowed_ips": []},
+    "no list of them": {"allowed_ips": "10.9.9.9/32"},
+    "IPv4 in IPv6": {"allowed_ips": ["::ffff:10.1.1.1/128"]},
+    "IPv4 of 128 bits": {"allowed_ips": ["10.1.1.1/128"]},
+    "an odd name": {"name": 'a"b\x07' + "x" * 80},
+    "no name": {"name": None},
+    "a number for a name": {"name": 7},
+    "a key that is none": {"public_key": "x"},
+    "a key of zeros": {"public_key": "A" * 43 + "="},
+    "a key with bits left over": {"public_key": "A" * 42 + "B="},
+    "a key in two": {"public_key": "A" * 40 + "==AA"},
+    "a PSK of zeros": {"preshared_key": "A" * 43 + "="},
+    "a keepalive out of range": {"persistent_keepalive": 65_536},
+    "a keepalive that is no integer": {"persistent_keepalive": 25.0},
+    "more than is known": {"colour": "blue"},
+    "another time": {"session": session(**TIMES | {"granted_at": "2026-11-24T03:00:00+00:00"})},
+    "a time that is none": {"session": session(**TIMES | {"granted_at": "2026-13-24T03:00:00.000Z"})},
+    "a time with a hole": {"session": session(**TIMES | {"granted_at": "2026-11-24T03:00:00 000Z"})},
+    "the end before the beginning": {
+        "session": session(**TIMES | {"expires_at": "2000-01-01T00:00:00.000Z"})
+    },
+    "an id that is none": {"session": session(**TIMES, id="")},
+    "an id that is too long": {"session": session(**TIMES, id="x" * 129)},
+    "a session with more": {"session": session(**TIMES, more=1)},
+    "a session with less": {"session": {"id": "s-1"}},
+}
+
+
 @given(st.data())
 def test_what_is_read_quickly_is_what_the_standard_parser_reads(data: st.DataObject) -> None:
     """Documents that are cut up and patched, so that many are no JSON, repeat keys or hide colons."""
@@ -517,11 +593,24 @@ def test_what_is_read_quickly_is_what_the_standard_parser_reads(data: st.DataObj
     for _ in range(data.draw(st.integers(0, 3))):
         at = data.draw(st.integers(0, len(text)))
         text[at : at + data.draw(st.integers(0, 12))] = data.draw(_pieces)
-    quick = messages._load_quickly(bytes(text))
-    if quick is None:
-        return
-    assert quick == json.loads(text)
-    assert not _repeats_a_key(json.loads(text, object_pairs_hook=_pairs))
+    said: list[Any] = []
+    for quick in (0, 1 << 30):
+        messages._QUICK = quick  # type: ignore[misc]
+        try:
+            said.append(decode_snapshot(bytes(text), 0.0))
+        except InvalidMessage as error:
+            said.append(str(error))
+    assert said[0] == said[1]
+
+
+@given(st.lists(st.sampled_from(sorted(_ODD)), max_size=6))
+def test_an_unusual_entry_is_read_as_the_standard_parser_reads_it(odd: list[str]) -> None:
+    entries = [usual(1), *(usual(n) | _ODD[what] for n, what in enumerate(odd, 2)), usual(99)]
+    text = body(state(*entries))
+    messages._QUICK = 0  # type: ignore[misc]
+    by_column = decode_snapshot(text, 0.0)
+    messages._QUICK = 1 << 30  # type: ignore[misc]
+    assert by_column == decode_snapshot(text, 0.0)
 
 
 class _Pairs(list[Any]):
@@ -540,15 +629,24 @@ def _repeats_a_key(value: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    "patch",
+    ("patch", "refused"),
     [
-        (b'"peer_count":', b'"epoch":"x","peer_count":'),
-        (b'"granted_at":', b'"id":"s-9","granted_at":'),
-        (b'"mfa_required":', b'"id" :"9","mfa_required":'),
-        (b'"name":', b'"n\\u0061me":"x","name":'),
+        ((b'"peer_count":', b'"epoch":"x","peer_count":'), None),
+        ((b'"granted_at":', b'"id":"s-9","granted_at":'), (None, Refusal.INVALID_SESSION)),
+        ((b'"mfa_required":', b'"id" :"9","mfa_required":'), None),
+        ((b'"allowed_ips":', b'"n\\u0061me":"x","allowed_ips":'), (Refusal.INVALID_PEER, None)),
     ],
 )
-def test_a_repeated_key_is_never_overlooked_by_the_quick_reader(patch: tuple[bytes, bytes]) -> None:
+def test_a_repeated_key_is_never_overlooked(
+    patch: tuple[bytes, bytes], refused: tuple[Refusal | None, Refusal | None] | None
+) -> None:
     text = body(state(peer(1), peer(2)))
-    assert messages._load_quickly(text) is not None
-    assert messages._load_quickly(text.replace(*patch, 1)) is None
+    patched = text.replace(*patch, 1)
+    assert patched != text
+    if refused is None:
+        with pytest.raises(InvalidMessage, match="repeats a key"):
+            decode_snapshot(patched, 0.0)
+        return
+    first, second = decode_snapshot(patched, 0.0).peers
+    assert (first.fault, first.session_fault) == refused
+    assert (second.fault, second.session_fault) == (None, None)
