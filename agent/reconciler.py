@@ -304,10 +304,13 @@ class Reconciler:
             await self._keeper.tick()
         else:
             self._note_broken(self._not_seen or self._keeper.link_fault)
+            pulled = step.pulled
             if done:
                 self._answer(step, position)
             else:
                 self._put_off(step)
+            # What core lists is only for a restart to know: nobody waits for it.
+            await self._keep_books(pulled=pulled)
             if self._next.waiting or self.state.dirty:
                 # Taken in meanwhile: it is answered once a whole step has passed over it.
                 self._queue.put_nowait(Reap())
@@ -439,7 +442,8 @@ class Reconciler:
         What is taken in meanwhile may be left over, and then is dirty still.
         """
         done = await self._keeper.follow(self._may_go_on)
-        await self._keep_books(pulled=pulled)
+        if self.state.ends:
+            await self._keep_books(pulled=pulled)
         await self._keeper.tick()
         if await self._keeper.reap():
             self._queue.put_nowait(Reap())

@@ -223,9 +223,12 @@ class Agent:
         return answer.result()
 
     async def give(self, message: Snapshot | Sequence[Change]) -> Outcome:
-        """Deliver it and wait for what came of it."""
+        """Deliver it, wait for what came of it, and until the step is over, its list journalled."""
         outcome = await self._wait(self.reconciler.submit(message, time.monotonic()))
         assert isinstance(outcome, Outcome)
+        step = self.reconciler._under_way
+        while step is not None and self.reconciler._under_way is step:
+            await asyncio.sleep(0)
         return outcome
 
     async def tick(self) -> None:
