@@ -200,7 +200,10 @@ class SessionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole state, from GET state. ``requested_at`` is boot time when the request was sent."""
+    """The whole state, from GET state. ``requested_at`` is boot time when the request was sent.
+
+    ``digest`` tells a large list of peers from others, by how it is written; empty for a small one.
+    """
 
     epoch: str
     revision: int
@@ -211,6 +214,7 @@ class Snapshot:
     session_policy: SessionPolicy
     peers: tuple[Peer, ...]
     unreadable: tuple[UnreadablePeer, ...] = ()
+    digest: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

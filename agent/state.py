@@ -99,6 +99,8 @@ class State:
         """The interface's peers at the last look."""
         self._lapse_from = -math.inf
         """No session lapses before this boot time."""
+        self._as_loaded: tuple[Peer, ...] | None = None
+        """The list that was taken in last, if list and sessions are still what it made of them."""
 
     # What follows from the state.
 
@@ -217,6 +219,12 @@ class State:
         self.epoch, self.revision = snapshot.epoch, snapshot.revision
         self.core_clock = CoreClock(snapshot.server_time, snapshot.requested_at)
         self.interface = snapshot.interface
+        if snapshot.peers is self._as_loaded and location == self.location:
+            self._set_policy(snapshot.session_policy, now)
+            roster.unblock()
+            self._settle(now)
+            return
+        self._as_loaded = snapshot.peers
         listed = _merge_duplicates(snapshot.peers, self.sessions)
         for key in [k for k in roster.peers if k not in listed]:
             self._drop(key, now)
@@ -391,6 +399,7 @@ class State:
             raise UnknownPeer
 
     def _hold(self, peer: Peer) -> None:
+        self._as_loaded = None
         self.roster.hold(peer)
         self.dirty.add(peer.public_key)
 
@@ -440,6 +449,7 @@ class State:
     def _drop(self, key: PublicKey, now: Now) -> None:
         if key in self.sessions:
             self._end(key, EndReason.PEER_REMOVED, now)
+        self._as_loaded = None
         self.roster.drop(key)
         self.relisted.add(key)
         self._new_tenure(key)
@@ -494,6 +504,7 @@ class State:
             self._end(key, EndReason.EXPIRED, now)
 
     def _end(self, key: PublicKey, reason: EndReason, now: Now) -> None:
+        self._as_loaded = None
         session = self.sessions.pop(key)
         liveness = self.liveness.pop(key, None)
         traffic = self.traffic.get(key)
@@ -528,6 +539,7 @@ class State:
             self._end_all(EndReason.REVOKED, now)
         roster = self.roster
         switched = change.location.mfa_required != roster.mfa_required
+        self._as_loaded = None
         self.location, self.interface = change.location, change.interface
         roster.require_mfa(change.location.mfa_required)
         self._set_policy(change.session_policy, now)

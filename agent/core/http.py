@@ -101,6 +101,8 @@ class CoreClient:
         self._max_body = max_body
         self._deadline = deadline
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0))
+        self._last: Snapshot | None = None
+        """The last large state: what comes next may have the same peers."""
         self._stream_timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0), read=silence)
         self._client = httpx.AsyncClient(
             base_url=base.http,
@@ -140,9 +142,11 @@ class CoreClient:
                 )
             self._expect(response, 200)
             body = await self._read(response)
-        if len(body) > DECODE_IN_THREAD_ABOVE:
-            return await asyncio.to_thread(messages.decode_snapshot, body, requested_at)
-        return messages.decode_snapshot(body, requested_at)
+        if len(body) <= DECODE_IN_THREAD_ABOVE:
+            return messages.decode_snapshot(body, requested_at)
+        decode = messages.decode_snapshot
+        self._last = snapshot = await asyncio.to_thread(decode, body, requested_at, self._last)
+        return snapshot
 
     @asynccontextmanager
     async def open_changes(self, position: str) -> AsyncGenerator[AsyncIterator[bytes], None]:

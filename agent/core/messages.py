@@ -9,11 +9,12 @@ quotes in the text as in what it made of it, then no key was repeated, and else 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NoReturn, TypeGuard
+from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeGuard
 
 import msgspec
 
@@ -122,26 +123,35 @@ def _load(body: bytes) -> Any:
     _refuse("it", "is not JSON")
 
 
-def _load_frame(body: bytes) -> tuple[dict[str, Any], list[msgspec.Raw]] | None:
-    """Read a large state but for its peers, which are given as they stand there.
+class _Frame(NamedTuple):
+    """A large state but for its peers, which are as they stand there, and a digest of that."""
 
-    None for a small one, and for one in which the standard parser has to look for repeated keys.
-    """
+    members: dict[str, Any]
+    peers: msgspec.Raw
+    digest: bytes
+
+
+def _load_frame(body: bytes) -> _Frame | None:
+    """Read a large state; None for a small one, and where the standard parser has to look closely."""
     if len(body) <= _QUICK:
         return None
     try:
         members = _FRAME.decode(body)
         quotes = sum(2 + bytes(raw).count(b'"') for raw in members.values())
-        entries = _ENTRIES.decode(members.pop("peers"))
+        peers = members.pop("peers")
     except (ValueError, RecursionError, KeyError):
         return None
-    if body.count(b'"') != quotes:
+    if body.count(b'"') != quotes or not bytes(peers).startswith(b"["):
         return None
-    return {name: _load(bytes(raw)) for name, raw in members.items()}, entries
+    frame = {name: _load(bytes(raw)) for name, raw in members.items()}
+    return _Frame(frame, peers, hashlib.blake2b(peers).digest())
 
 
-def _read_entries(entries: Sequence[msgspec.Raw]) -> Iterator[Peer | UnreadablePeer]:
-    """Read entries of the peer list, a thousand at once where they are as usual."""
+def _read_entries(peers: msgspec.Raw) -> Iterator[Peer | UnreadablePeer]:
+    """Read the entries of a peer list, a thousand at once where they are as usual."""
+    entries = _ENTRIES.decode(peers)
+    if len(entries) > PEERS_LIMIT:
+        _refuse("peers", f"has more than {PEERS_LIMIT} entries")
     for at in range(0, len(entries), _PORTION):
         some = entries[at : at + _PORTION]
         try:
@@ -326,16 +336,17 @@ def _peer(value: object) -> Peer | UnreadablePeer:
     )
 
 
-def decode_snapshot(body: bytes, requested_at: float) -> Snapshot:
+def decode_snapshot(body: bytes, requested_at: float, before: Snapshot | None = None) -> Snapshot:
     """Read the answer to GET state; ``requested_at`` is boot time in seconds when it was asked for.
 
     Entries of the peer list that are wrong come back as peers with a ``fault`` or, without a
-    readable key, as ``unreadable``. Raises InvalidMessage for everything else that is wrong.
+    readable key, as ``unreadable``. A large list that is written as the one of ``before`` is not read again
+    (``resync_10k``): the peers are the same objects. Raises InvalidMessage for everything else that is wrong.
     """
     if len(body) > _LARGE:
         _check_density(body)
     frame = _load_frame(body)
-    members = _members(_load(body), "it") if frame is None else frame[0]
+    members = _members(_load(body), "it") if frame is None else frame.members
     epoch = members.get("epoch")
     if not isinstance(epoch, str) or not _EPOCH.fullmatch(epoch):
         _refuse("epoch", "is missing" if epoch is None else "is not 1 to 64 of A-Z a-z 0-9 _ -")
@@ -344,29 +355,19 @@ def decode_snapshot(body: bytes, requested_at: float) -> Snapshot:
         server_time = parse_time(members.get("server_time"))
     except ValueError as error:
         _refuse("server_time", f"is wrong: {error}")
-    entries = members.get("peers") if frame is None else frame[1]
-    if not isinstance(entries, list):
-        _refuse("peers", "is missing" if entries is None else "is not a list")
+    location = _location(members.get("location"))
+    interface = _interface(members.get("interface"))
+    session_policy = _session_policy(members.get("session_policy"))
+    if frame is not None and before is not None and frame.digest == before.digest:
+        peers, unreadable = before.peers, before.unreadable
+    else:
+        peers, unreadable = _peer_list(members.get("peers") if frame is None else frame.peers)
     count = members.get("peer_count")
-    if type(count) is not int or count != len(entries):
+    if type(count) is not int or count != len(peers) + len(unreadable):
         _refuse(
             "peer_count",
             "is missing" if count is None else "is not the number of peers: the list is cut",
         )
-    if count > PEERS_LIMIT:
-        _refuse("peers", f"has more than {PEERS_LIMIT} entries")
-    location = _location(members.get("location"))
-    interface = _interface(members.get("interface"))
-    session_policy = _session_policy(members.get("session_policy"))
-    peers: list[Peer] = []
-    unreadable: list[UnreadablePeer] = []
-    for peer in map(_peer, entries) if frame is None else _read_entries(entries):
-        if isinstance(peer, Peer):
-            peers.append(peer)
-        else:
-            unreadable.append(peer)
-            if len(unreadable) > UNREADABLE_LIMIT:
-                _refuse("peers", f"has more than {UNREADABLE_LIMIT} entries without a public key")
     return Snapshot(
         epoch,
         revision,
@@ -375,9 +376,31 @@ def decode_snapshot(body: bytes, requested_at: float) -> Snapshot:
         location,
         interface,
         session_policy,
-        tuple(peers),
-        tuple(unreadable),
+        peers,
+        unreadable,
+        b"" if frame is None else frame.digest,
     )
+
+
+def _peer_list(entries: object) -> tuple[tuple[Peer, ...], tuple[UnreadablePeer, ...]]:
+    if isinstance(entries, msgspec.Raw):
+        read = _read_entries(entries)
+    elif isinstance(entries, list):
+        if len(entries) > PEERS_LIMIT:
+            _refuse("peers", f"has more than {PEERS_LIMIT} entries")
+        read = map(_peer, entries)
+    else:
+        _refuse("peers", "is missing" if entries is None else "is not a list")
+    peers: list[Peer] = []
+    unreadable: list[UnreadablePeer] = []
+    for peer in read:
+        if isinstance(peer, Peer):
+            peers.append(peer)
+        else:
+            unreadable.append(peer)
+            if len(unreadable) > UNREADABLE_LIMIT:
+                _refuse("peers", f"has more than {UNREADABLE_LIMIT} entries without a public key")
+    return tuple(peers), tuple(unreadable)
 
 
 def parse_position(text: object) -> tuple[str, int]:

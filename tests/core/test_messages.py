@@ -650,3 +650,24 @@ def test_a_repeated_key_is_never_overlooked(
     first, second = decode_snapshot(patched, 0.0).peers
     assert (first.fault, first.session_fault) == refused
     assert (second.fault, second.session_fault) == (None, None)
+
+
+def test_a_list_that_is_written_as_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_QUICK", 0)
+    first = decode_snapshot(body(state(usual(1), peer(2), {"public_key": "x"})), 0.0)
+    again = state(usual(1), peer(2), {"public_key": "x"}) | {"revision": 43}
+    monkeypatch.setattr(messages, "_read_entries", lambda _: pytest.fail("it was read again"))
+    second = decode_snapshot(body(again), 5.0, first)
+    assert second.peers is first.peers
+    assert (second.unreadable, second.revision, second.requested_at) == (first.unreadable, 43, 5.0)
+    with pytest.raises(InvalidMessage, match="peer_count"):
+        decode_snapshot(body(again | {"peer_count": 2}), 5.0, first)
+
+
+def test_a_list_that_is_written_otherwise_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_QUICK", 0)
+    first = decode_snapshot(body(state(usual(1), usual(2))), 0.0)
+    for entries in ([usual(2), usual(1)], [usual(1)], [usual(1), usual(2, persistent_keepalive=1)]):
+        second = decode_snapshot(body(state(*entries)), 0.0, first)
+        assert second == decode_snapshot(body(state(*entries)), 0.0)
+        assert second.digest != first.digest

@@ -227,7 +227,7 @@ class Agent:
         outcome = await self._wait(self.reconciler.submit(message, time.monotonic()))
         assert isinstance(outcome, Outcome)
         step = self.reconciler._under_way
-        while step is not None and self.reconciler._under_way is step:
+        while step is not None and self.reconciler._under_way is step:  # noqa: ASYNC110 nobody sets an event
             await asyncio.sleep(0)
         return outcome
 

@@ -1,9 +1,25 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
+from agent import state
 from agent.model import PeerRemoved, PeerUpserted, Refusal, SessionGranted, SessionRevoked, UnreadablePeer
+from agent.sessions import Limits
 from agent.state import UnknownPeer
-from tests.support.builders import CORE, NOW, after, grant, key, peer, prefixes, psk, snapshot
-from tests.support.pure_agent import adds, running
+from tests.support.builders import (
+    CORE,
+    NOW,
+    after,
+    grant,
+    key,
+    location_changed,
+    peer,
+    prefixes,
+    psk,
+    snapshot,
+)
+from tests.support.pure_agent import PureAgent, adds, running
 
 
 def test_a_peer_without_a_live_session_is_not_on_the_interface() -> None:
@@ -134,3 +150,45 @@ def test_desired_is_what_the_interface_holds() -> None:
     agent = running(snapshot([peer(1, session=grant("s-1", 1)), peer(2), peer(3, mfa_exempt=True)]))
     assert set(agent.state.desired(NOW)) == {key(1), key(3)} == set(agent.kernel.peers)
     assert set(agent.state.desired(after(3600.0))) == {key(3)}
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda _: None,
+        lambda agent: agent.change(PeerUpserted(peer(1)), after(2)),
+        lambda agent: agent.change(PeerRemoved(key(2)), after(2)),
+        lambda agent: agent.change(SessionGranted(key(3), grant("s-3", 3)), after(2)),
+        lambda agent: agent.change(SessionRevoked(key(1), "s-1"), after(2)),
+        lambda agent: agent.change(location_changed(mfa_required=False), after(2)),
+        lambda agent: agent.end([key(1)], after(2)),
+        lambda agent: agent.core_lost(after(2)),
+        lambda agent: agent.tick(after(700)),
+        lambda agent: agent.state.configure(Limits(max_lifetime=900.0), after(2)),
+        lambda agent: agent.state.block([key(1)], Refusal.DEVICE),
+    ],
+)
+def test_the_very_same_list_again_means_what_an_equal_one_means(
+    meanwhile: Callable[[PureAgent], object],
+) -> None:
+    listed = [peer(1, session=grant("s-1", 1)), peer(2, session=grant("s-2", 2, lasts=600.0)), peer(3)]
+    first = snapshot(listed)
+    agents = running(first), running(snapshot(listed))
+    for agent in agents:
+        meanwhile(agent)
+    again = replace(first, revision=7, server_time=CORE + 701.0, requested_at=after(701).boot)
+    agents[0].load(again, after(701))
+    agents[1].load(replace(again, peers=(*listed,)), after(701))
+    one, other = (agent.state for agent in agents)
+    assert one.sessions == other.sessions
+    assert one.roster.peers == other.roster.peers
+    assert one.roster.refused == other.roster.refused
+    assert agents[0].kernel.peers.keys() == agents[1].kernel.peers.keys()
+    assert (one.revision, one.core_clock) == (7, other.core_clock)
+
+
+def test_the_very_same_list_again_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = snapshot([peer(1, session=grant("s-1", 1))])
+    agent = running(first)
+    monkeypatch.setattr(state, "_merge_duplicates", lambda *_: pytest.fail("it was"))
+    assert agent.load(replace(first, revision=2), NOW) == []
