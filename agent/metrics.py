@@ -8,7 +8,8 @@ client library takes ten times as long, and a gateway may have 100,000 peers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from prometheus_client import (
@@ -33,18 +34,18 @@ _APPLY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 _PUSH: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _EXPIRY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60)
 
-_SENT: Final = """\
-# HELP wireguard_sent_bytes_total Bytes sent to the peer.
-# TYPE wireguard_sent_bytes_total counter
-"""
-_RECEIVED: Final = """\
-# HELP wireguard_received_bytes_total Bytes received from the peer.
-# TYPE wireguard_received_bytes_total counter
-"""
-_HANDSHAKE: Final = """\
-# HELP wireguard_latest_handshake_seconds Unix time of the latest handshake, 0 for never.
-# TYPE wireguard_latest_handshake_seconds gauge
-"""
+_SERIES: Final = (
+    ("wireguard_sent_bytes_total", "counter", "Bytes sent to the peer.", "tx_bytes"),
+    ("wireguard_received_bytes_total", "counter", "Bytes received from the peer.", "rx_bytes"),
+    (
+        "wireguard_latest_handshake_seconds",
+        "gauge",
+        "Unix time of the latest handshake, 0 for never.",
+        "latest_handshake",
+    ),
+)
+"""Name, type and help of each series, and the member of ``PeerSeries`` that it shows."""
+_PIECE: Final = 1000
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
@@ -199,7 +200,7 @@ class Metrics:
 
     def _render(self, peers: Sequence[PeerSeries]) -> bytes:
         own = generate_latest(self._registry)
-        return own + self._renderer.render(peers).encode() if self.per_peer else own
+        return b"".join((own, *self._renderer.render(peers))) if self.per_peer else own
 
 
 class PeerRenderer:
@@ -209,23 +210,25 @@ class PeerRenderer:
         self._interface = _escape(interface)
         self._labels: dict[PublicKey, tuple[str, tuple[Prefix, ...], str]] = {}
 
-    def render(self, peers: Iterable[PeerSeries]) -> str:
-        """Return the series as Prometheus text; not to be called twice at once."""
-        before, seen = self._labels, {}
-        sent: list[str] = []
-        received: list[str] = []
-        handshakes: list[str] = []
-        for key, name, allowed_ips, rx_bytes, tx_bytes, latest_handshake in peers:
+    def render(self, peers: Sequence[PeerSeries]) -> Iterator[bytes]:
+        """Give the series as Prometheus text, in pieces; not to be called twice at once.
+
+        Each piece is made by itself, since the whole takes three times its size to put together.
+        """
+        before, seen, labels = self._labels, {}, []
+        for key, name, allowed_ips, *_ in peers:
             kept = before.get(key)
             if kept is None or kept[0] != name or kept[1] != allowed_ips:
                 kept = (name, allowed_ips, self._render_labels(key, name, allowed_ips))
             seen[key] = kept
-            labels = kept[2]
-            sent.append(f"wireguard_sent_bytes_total{labels}{tx_bytes}\n")
-            received.append(f"wireguard_received_bytes_total{labels}{rx_bytes}\n")
-            handshakes.append(f"wireguard_latest_handshake_seconds{labels}{latest_handshake}\n")
+            labels.append(kept[2])
         self._labels = seen
-        return "".join((_SENT, *sent, _RECEIVED, *received, _HANDSHAKE, *handshakes))
+        for series, kind, about, member in _SERIES:
+            yield f"# HELP {series} {about}\n# TYPE {series} {kind}\n".encode()
+            values = map(operator.attrgetter(member), peers)
+            for at in range(0, len(peers), _PIECE):
+                some = zip(labels[at : at + _PIECE], values, strict=False)
+                yield "".join([f"{series}{of}{value}\n" for of, value in some]).encode()
 
     def _render_labels(self, key: PublicKey, name: str, allowed_ips: tuple[Prefix, ...]) -> str:
         return (

@@ -6,6 +6,7 @@ and acts in the network namespace of the thread that makes the first call.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -29,6 +30,8 @@ _SILENCE: Final = 120.0
 """Seconds after which the kernel counts as hanging."""
 _TERSE: Final = 1 << 11  # NFT_CTX_OUTPUT_TERSE, nftables/libnftables.h
 _SHOWN: Final = 300
+_LARGE: Final = 1_000_000
+"""Bytes of a listing from which on the library holds on to tens of megabytes (``rss_10k``)."""
 
 
 class NftError(GuardError):
@@ -148,6 +151,8 @@ class Library(Elements):
         status = lib.nft_run_cmd_from_buffer(self._context, commands.encode("ascii"))
         printed: bytes = lib.nft_ctx_get_output_buffer(self._context) or b""
         said: bytes = lib.nft_ctx_get_error_buffer(self._context) or b""
+        if len(printed) > _LARGE:
+            self._free()
         if status:
             raise NftError(_first(said.decode(errors="replace")))
         return printed.decode(errors="replace")
@@ -155,9 +160,16 @@ class Library(Elements):
     def close(self) -> None:
         """Free the context and the socket; nothing happens a second time."""
         super().close()
+        self._free()
+
+    def _free(self) -> None:
+        """Free the context and what it holds of a listing, and give the memory back."""
         if self._context is not None:
             self._lib.nft_ctx_free(self._context)
             self._context = None
+            with contextlib.suppress(AttributeError):
+                # glibc's: it keeps what is freed in small pieces.
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 class Program(Elements):

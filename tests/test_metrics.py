@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,6 +22,10 @@ def peer(number: int, name: str = "alice") -> PeerSeries:
     v4 = Prefix(bytes([10, 0, number >> 8 & 255, number & 255]), 32)
     v6 = Prefix(bytes.fromhex("fd00") + bytes(12) + number.to_bytes(2, "big"), 128)
     return PeerSeries(key(number), name, (v4, v6), 1000 + number, 2000 + number, 1_732_417_200.123)
+
+
+def text(pieces: Iterable[bytes]) -> str:
+    return b"".join(pieces).decode()
 
 
 def parsed(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -51,7 +56,7 @@ def test_peers_have_the_exporters_names_and_labels() -> None:
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\\nb", "a\nb", "{}", "é", 'x",y="z', ""])
 def test_a_name_cannot_break_out_of_its_label(name: str) -> None:
-    families = list(text_string_to_metric_families(PeerRenderer("wg0").render([peer(1, name)])))
+    families = list(text_string_to_metric_families(text(PeerRenderer("wg0").render([peer(1, name)]))))
 
     assert [f.samples[0].labels["friendly_name"] for f in families] == [name] * 3
     assert [len(f.samples) for f in families] == [1, 1, 1]
@@ -59,9 +64,9 @@ def test_a_name_cannot_break_out_of_its_label(name: str) -> None:
 
 def test_a_scrape_shows_what_changed_since_the_last() -> None:
     renderer = PeerRenderer("wg0")
-    renderer.render([peer(1), peer(2)])
+    text(renderer.render([peer(1), peer(2)]))
 
-    second = renderer.render([peer(1, "bob")._replace(rx_bytes=7), peer(3)])
+    second = text(renderer.render([peer(1, "bob")._replace(rx_bytes=7), peer(3)]))
 
     received = parsed(second)["wireguard_received_bytes_total"]
     assert {dict(labels)["public_key"] for labels in received} == {
@@ -71,6 +76,18 @@ def test_a_scrape_shows_what_changed_since_the_last() -> None:
     assert 7 in received.values()
     assert "alice" in second
     assert 'friendly_name="bob"' in second
+
+
+def test_every_peer_has_its_own_numbers_however_many_there_are() -> None:
+    many = [peer(n, f"n{n}")._replace(latest_handshake=float(n)) for n in range(2500)]
+    series = parsed(text(PeerRenderer("wg0").render(many)))
+    for name, of in (
+        ("wireguard_sent_bytes_total", lambda n: 2000 + n),
+        ("wireguard_received_bytes_total", lambda n: 1000 + n),
+        ("wireguard_latest_handshake_seconds", float),
+    ):
+        shown = {dict(labels)["friendly_name"]: value for labels, value in series[name].items()}
+        assert shown == {f"n{n}": of(n) for n in range(2500)}
 
 
 def test_per_peer_series_can_be_switched_off_at_any_time() -> None:
