@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Final, NamedTuple, TypeVar
 
-from agent import clock, ruleset
+from agent import clock, nftlist, ruleset
 from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
 from agent.nft import INSTALL, Nft, NftError, open_nft
 from agent.nftelements import ElementChange
-from agent.nftlist import Listing, flowtables, mend, parse
+from agent.nftlist import Listing
 from agent.nftwatch import Watch
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class Firewall:
         Established flows that they carry pass by postrouting: what is sent to a peer whose session is
         over is then stopped by the peer's removal only. What it sends is stopped all the same.
         """
-        return await self._do(lambda: flowtables(self._run("list flowtables"), self._interface))
+        return await self._do(lambda: nftlist.flowtables(self._run("list flowtables"), self._interface))
 
     async def disturbed(self) -> None:
         """Return once the table itself was changed since the last call, by whomever: time to read it.
@@ -164,16 +164,17 @@ class Firewall:
 
     # In the worker thread.
 
-    def _run(self, commands: Iterable[str] | str, *, terse: bool = False, dry_run: bool = False) -> str:
+    def _open(self) -> Nft:
         if self._nft is None:
             self._nft = open_nft()
+        return self._nft
+
+    def _run(self, commands: Iterable[str] | str, *, dry_run: bool = False) -> str:
         text = commands if isinstance(commands, str) else "\n".join(commands)
-        return self._nft.run(f"{text}\n", terse=terse, dry_run=dry_run) if text else ""
+        return self._open().run(f"{text}\n", dry_run=dry_run) if text else ""
 
     def _write(self, changes: Sequence[ElementChange]) -> None:
-        if self._nft is None:
-            self._nft = open_nft()
-        self._nft.write(ruleset.table_name(self._interface), changes)
+        self._open().write(ruleset.table_name(self._interface), changes)
 
     @contextlib.contextmanager
     def _quietly(self, elements: int) -> Iterator[None]:
@@ -185,20 +186,17 @@ class Firewall:
             yield
         self._check()
 
-    def _list(self, *, terse: bool) -> Listing | None:
-        """The table as it is, None without one; raises GuardError for one that is not ours."""
-        name = ruleset.table(self._interface)
-        # Asked for by name a table that is not there is an error like any other.
-        if f"table {name}" not in self._run("list tables").splitlines():
+    def _list(self) -> Listing | None:
+        """The table as it is, None without one; raises GuardError for one that is not ours.
+
+        Asked for by name, nft fetches all elements of all tables (1.0.6), and an error tells nothing.
+        """
+        text = nftlist.own_table(self._run("list ruleset inet"), self._interface)
+        if text is None:
             return None
+        name = ruleset.table(self._interface)
         try:
-            text = self._run(f"list table {name}", terse=terse)
-        except NftError:
-            if f"table {name}" not in self._run("list tables").splitlines():
-                return None
-            raise
-        try:
-            listing = parse(text)
+            listing = nftlist.parse(text)
         except ValueError as error:
             raise GuardError(
                 f"the table {name} can't be read: {error}", "report it with nft's version"
@@ -212,12 +210,15 @@ class Firewall:
 
     def _read(self) -> GuardContents | None:
         began = clock.monotonic()
-        listing = self._list(terse=False)
+        listing = self._list()
         if listing is None:
             self._sets = None
             return None
         self._remember(listing)
-        contents = listing.contents(self._interface)
+        nft, table = self._open(), ruleset.table_name(self._interface)
+        names = [*map(str, listing.sets), *([ruleset.LEASE_SET] if listing.has_lease else [])]
+        elements = {name: nft.read(table, name) for name in names}
+        contents = listing.contents(self._interface, elements)
         return contents.read_over(clock.monotonic() - began)
 
     def _remember(self, listing: Listing) -> frozenset[ruleset.PrefixSet]:
@@ -234,7 +235,7 @@ class Firewall:
     def _check(self) -> frozenset[ruleset.PrefixSet]:
         """Return the sets of a table that is whole; raises GuardDrifted if it is not."""
         self._sets = None
-        listing = self._list(terse=True)
+        listing = self._list()
         if listing is None:
             faults = ["it is gone"]
         else:
@@ -253,15 +254,15 @@ class Firewall:
     ) -> dict[PublicKey, str]:
         leased = bool(lease)
         renewal = ruleset.renew(self._interface, lease) if lease else []
-        listing = self._list(terse=True)
+        listing = self._list()
         if listing is None:
             return self._make(admissions, asked, renewal, leased=leased)
         if listing.broken_sets:
             return self._replace(admissions, asked, renewal, leased=leased)
         self._remember(listing)
         if listing.faults(self._interface, leased=leased):
-            sets = ruleset.ALWAYS | listing.sets.keys()
-            commands = mend(self._interface, listing, sets, leased=leased)
+            sets = ruleset.ALWAYS | listing.sets
+            commands = nftlist.mend(self._interface, listing, sets, leased=leased)
             self._run([*commands, *ruleset.as_commands(self._interface, renewal)])
             self._sets = frozenset(sets)
         else:
@@ -320,7 +321,7 @@ class Firewall:
         return refused | self._admit(rest, asked)
 
     def _lower(self) -> bool:
-        listing = self._list(terse=True)
+        listing = self._list()
         self._sets = None
         if listing is None:
             return False
@@ -404,11 +405,11 @@ class Firewall:
         except NftError:
             self._check()
             raise
-        listing = self._list(terse=True)
+        listing = self._list()
         if listing is None:
             self._check()
             return
-        commands = mend(self._interface, listing, listing.sets, leased=leased)
+        commands = nftlist.mend(self._interface, listing, listing.sets, leased=leased)
         self._run([*commands, *ruleset.as_commands(self._interface, renewal)])
         self._leased = leased
 

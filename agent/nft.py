@@ -6,7 +6,6 @@ and acts in the network namespace of the thread that makes the first call.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import shutil
@@ -16,7 +15,15 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from agent.errors import GuardError
-from agent.nftelements import NETLINK_NETFILTER, ElementChange, outcome, transaction
+from agent.nftelements import (
+    NETLINK_NETFILTER,
+    ElementChange,
+    ElementListing,
+    ListingInterruptedError,
+    listing_request,
+    outcome,
+    transaction,
+)
 
 INSTALL: Final = "install nftables (apt install nftables, dnf install nftables)"
 _LIBRARY: Final = "libnftables.so.1"
@@ -30,8 +37,7 @@ _SILENCE: Final = 120.0
 """Seconds after which the kernel counts as hanging."""
 _TERSE: Final = 1 << 11  # NFT_CTX_OUTPUT_TERSE, nftables/libnftables.h
 _SHOWN: Final = 300
-_LARGE: Final = 1_000_000
-"""Bytes of a listing from which on the library holds on to tens of megabytes (``rss_10k``)."""
+_ATTEMPTS: Final = 10
 
 
 class NftError(GuardError):
@@ -44,11 +50,17 @@ class Nft(Protocol):
     port: int | None
     """The netlink port that changes of elements come from; None before the first."""
 
-    def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
-        """Carry out all commands in one transaction and return what they print.
+    def run(self, commands: str, *, dry_run: bool = False) -> str:
+        """Carry out all commands in one transaction and return what they print, without elements.
 
-        ``terse`` lists without elements, ``dry_run`` has the kernel judge and discard it all. Raises
-        NftError with the first thing that nftables said.
+        ``dry_run`` has the kernel judge and discard it all. Raises NftError with the first thing that
+        nftables said.
+        """
+
+    def read(self, table: str, name: str) -> dict[bytes, float | None]:
+        """Return the elements of a set in an inet table, each with the seconds that are left of it.
+
+        None where nothing is said of that. Raises NftError.
         """
 
     def write(self, table: str, changes: Iterable[ElementChange]) -> None:
@@ -82,28 +94,55 @@ class Elements:
         if error:
             raise NftError(f"nftables: {os.strerror(error)}")
 
+    def read(self, table: str, name: str) -> dict[bytes, float | None]:
+        """As ``Nft.read``."""
+        for _ in range(_ATTEMPTS):
+            self._sequence += 1
+            listing = ElementListing(self._sequence)
+            try:
+                self._open().send(listing_request(table, name, self._sequence))
+                while (error := listing.feed(self._open().recv(_RECEIVE))) is None:
+                    pass
+            except ListingInterruptedError:
+                self.close()
+                continue
+            except OSError as failure:
+                self.close()
+                raise NftError(f"nftables: {failure.strerror or 'no answer'}") from None
+            except ValueError as failure:
+                self.close()
+                raise NftError(f"nftables lists elements that can't be read: {failure}") from None
+            if error:
+                raise NftError(f"nftables: {os.strerror(error)}")
+            return listing.elements
+        raise NftError(f"the set {name} changed under each of {_ATTEMPTS} attempts to read it")
+
     def close(self) -> None:
         """Close the socket; the next call opens another."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _exchange(self, data: bytes, first: int, last: int) -> int:
+    def _open(self) -> socket.socket:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
             self._socket.bind((0, 0))
             self.port = self._socket.getsockname()[0]
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             self._socket.settimeout(_SILENCE)
+        return self._socket
+
+    def _exchange(self, data: bytes, first: int, last: int) -> int:
+        with_kernel = self._open()
         # The kernel takes a transaction in one piece or not at all, and twice its size is accounted for.
         room = max(_SEND_BUFFER, 2 * len(data))
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, room)
+            with_kernel.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, room)
         except PermissionError:
             # In a user namespace there is only what net.core.wmem_max grants everybody.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
-        self._socket.send(data)
-        while (error := outcome(self._socket.recv(_RECEIVE), first, last)) is None:
+            with_kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+        with_kernel.send(data)
+        while (error := outcome(with_kernel.recv(_RECEIVE), first, last)) is None:
             pass
         return error
 
@@ -137,7 +176,7 @@ class Library(Elements):
         self._lib = lib
         self._context: int | None = None
 
-    def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+    def run(self, commands: str, *, dry_run: bool = False) -> str:
         """As ``Nft.run``. The context's socket is opened by the first call, in its thread's namespace."""
         lib = self._lib
         if self._context is None:
@@ -146,13 +185,11 @@ class Library(Elements):
                 raise GuardError("libnftables can't be started", "is the machine out of memory?")
             lib.nft_ctx_buffer_output(self._context)
             lib.nft_ctx_buffer_error(self._context)
-        lib.nft_ctx_output_set_flags(self._context, _TERSE if terse else 0)
+        lib.nft_ctx_output_set_flags(self._context, _TERSE)
         lib.nft_ctx_set_dry_run(self._context, dry_run)
         status = lib.nft_run_cmd_from_buffer(self._context, commands.encode("ascii"))
         printed: bytes = lib.nft_ctx_get_output_buffer(self._context) or b""
         said: bytes = lib.nft_ctx_get_error_buffer(self._context) or b""
-        if len(printed) > _LARGE:
-            self._free()
         if status:
             raise NftError(_first(said.decode(errors="replace")))
         return printed.decode(errors="replace")
@@ -160,16 +197,9 @@ class Library(Elements):
     def close(self) -> None:
         """Free the context and the socket; nothing happens a second time."""
         super().close()
-        self._free()
-
-    def _free(self) -> None:
-        """Free the context and what it holds of a listing, and give the memory back."""
         if self._context is not None:
             self._lib.nft_ctx_free(self._context)
             self._context = None
-            with contextlib.suppress(AttributeError):
-                # glibc's: it keeps what is freed in small pieces.
-                ctypes.CDLL(None).malloc_trim(0)
 
 
 class Program(Elements):
@@ -183,9 +213,9 @@ class Program(Elements):
             raise GuardError(f"the program {_PROGRAM} is not there", INSTALL)
         self._program = program
 
-    def run(self, commands: str, *, terse: bool = False, dry_run: bool = False) -> str:
+    def run(self, commands: str, *, dry_run: bool = False) -> str:
         """As ``Nft.run``, within two minutes."""
-        flags = [*(["-t"] if terse else []), *(["-c"] if dry_run else [])]
+        flags = ["-t", *(["-c"] if dry_run else [])]
         try:
             done = subprocess.run(
                 [self._program, *flags, "-f", "-"],

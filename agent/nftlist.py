@@ -1,17 +1,17 @@
 """The guard's table as nft lists it: read back, judged, and put right.
 
-nft's native listing is read rather than its JSON, which rounds times to whole seconds and (1.0.6) leaves
-out the device of an inet chain. Rules are known by the digest in their comment, because every version of
-nft words the same rule in its own way.
+nft's native listing is read rather than its JSON, which (1.0.6) leaves out the device of an inet chain; and
+without elements, which the kernel is asked for (``agent.nftelements``). Rules are known by the digest in
+their comment, because every version of nft words the same rule in its own way.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from agent.guard import GuardContents
@@ -22,6 +22,7 @@ from agent.ruleset import (
     BASE,
     CHAINS,
     LEASE_SET,
+    NAME_SIZE,
     OWNER,
     Kind,
     PrefixSet,
@@ -60,11 +61,11 @@ class HeldChain:
 
 @dataclass(slots=True)
 class Listing:
-    """The table as nft lists it. ``owned`` tells by its comment whether it is ours."""
+    """The table as nft lists it, without elements. ``owned`` tells by its comment whether it is ours."""
 
     owned: bool = False
-    sets: dict[PrefixSet, dict[str, float]] = field(default_factory=dict)
-    lease: dict[str, float] | None = None
+    sets: set[PrefixSet] = field(default_factory=set)
+    has_lease: bool = False
     broken_sets: list[str] = field(default_factory=list)
     chains: dict[str, HeldChain] = field(default_factory=dict)
 
@@ -78,9 +79,9 @@ class Listing:
     def faults(self, interface: str, *, leased: bool) -> list[str]:
         """Return what is missing or foreign in sets, chains and rules, in words."""
         faults = [f"the set {name} is not as the agent made it" for name in self.broken_sets]
-        if self.lease is None and LEASE_SET not in self.broken_sets:
+        if not self.has_lease and LEASE_SET not in self.broken_sets:
             faults.append(f"the set {LEASE_SET} is gone")
-        faults += [f"the set {one} is gone" for one in sorted(ALWAYS - self.sets.keys())]
+        faults += [f"the set {one} is gone" for one in sorted(ALWAYS - self.sets)]
         expected: dict[str, list[str]] = {chain: [] for chain in CHAINS}
         for rule in rules(interface, self.sets, leased=leased):
             expected[rule.chain].append(rule.comment)
@@ -97,25 +98,29 @@ class Listing:
         faults += [f"there is a foreign chain {name}" for name in self.chains if name not in expected]
         return faults
 
-    def contents(self, interface: str) -> GuardContents:
-        """Return what the table holds, in the words of the guard."""
+    def contents(self, interface: str, elements: Mapping[str, Mapping[bytes, float | None]]) -> GuardContents:
+        """Return what the table holds, in the words of the guard.
+
+        ``elements`` are those of each set by its name: their keys with the seconds that are left.
+        """
         leased = self.leased(interface)
-        elements: dict[Prefix, float | None] = {}
+        let_through: dict[Prefix, float | None] = {}
         barred: list[Prefix] = []
-        for one, held in self.sets.items():
-            family = ADDRESS[one.version][2]
-            for address, expires in held.items():
-                prefix = Prefix(socket.inet_pton(family, address), one.length)
-                if one.kind is Kind.BARRED:
-                    barred.append(prefix)
-                elif one.kind is Kind.EXEMPT:
-                    elements[prefix] = None
-                else:
-                    elements.setdefault(prefix, expires)
+        for one in sorted(self.sets, key=lambda one: one.kind is Kind.EXEMPT, reverse=True):
+            held = elements.get(str(one), {})
+            prefixes = [Prefix(packed, one.length) for packed in held]
+            if one.kind is Kind.BARRED:
+                barred += prefixes
+            elif one.kind is Kind.EXEMPT:
+                let_through.update(dict.fromkeys(prefixes))
+            else:
+                for prefix, left in zip(prefixes, held.values(), strict=True):
+                    let_through.setdefault(prefix, math.inf if left is None else left)
+        lease = elements.get(LEASE_SET, {}).get(interface.encode("ascii").ljust(NAME_SIZE, b"\0"), 0.0)
         return GuardContents(
-            elements,
+            let_through,
             frozenset(barred),
-            (self.lease or {}).get(interface),
+            (math.inf if lease is None else lease) or None,
             leased is not False,
             tuple(self.faults(interface, leased=leased is not False)),
         )
@@ -126,21 +131,16 @@ _BASE_CHAIN: Final = re.compile(
     r'type filter hook (\w+)(?: devices? (?:= )?\{? ?"?([^" ;}]*)"? ?\}?)? priority ([^;]+); policy (\w+);'
 )
 _RULE_COMMENT: Final = re.compile(r'comment "([^"]*)"$')
-_ELEMENT: Final = re.compile(
-    r'\s*"?([^\s",{}]+)"?(?: timeout (?:[0-9dhms]+|never))?(?: expires ([0-9dhms]+))?'
-    r'(?: comment "[^"]*")?\s*([,}])'
-)
-_TIME: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+)s)?(?:(\d+)ms)?")
 
 
-def _seconds(text: str | None) -> float:
-    if text is None:
-        return math.inf
-    found = _TIME.fullmatch(text)
-    if found is None:
-        raise ValueError(f"nft lists an unknown time: {text}")
-    d, h, m, s, ms = (int(group or 0) for group in found.groups())
-    return ((d * 24 + h) * 60 + m) * 60 + s + ms / 1000
+def own_table(text: str, interface: str) -> str | None:
+    """Return our table's part of nft's listing of all inet tables, None if it is not among them."""
+    first = f"table {table(interface)} {{"
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line == first:
+            return "\n".join((first, *takewhile(lambda line: line != "}", lines), "}"))
+    return None
 
 
 def parse(text: str) -> Listing:
@@ -168,20 +168,17 @@ def parse(text: str) -> Listing:
 
 def _parse_set(listing: Listing, name: str, lines: Iterator[str]) -> None:
     properties: dict[str, str] = {}
-    elements = "}"
     for line in lines:
         if line == "\t}":
             break
         word, _, rest = line.strip().partition(" ")
         if word == "elements":
-            chunk = [rest.removeprefix("= {")]
-            while not chunk[-1].endswith("}"):
-                chunk.append(more := next(lines, ""))
-                if not more:
-                    raise ValueError("nft's listing is cut off")
-            elements = "".join(chunk)
+            while not rest.endswith("}"):
+                rest = next(lines, "}")
         else:
             properties[word] = rest
+    else:
+        raise ValueError("nft's listing is cut off")
     properties.pop("size", None)
     properties.pop("comment", None)
     timed = properties.pop("timeout", None)
@@ -189,30 +186,15 @@ def _parse_set(listing: Listing, name: str, lines: Iterator[str]) -> None:
     plain = properties.pop("flags", "timeout" if timed else "") == ("timeout" if timed else "")
     plain = plain and properties.keys() == {"type"}
     if name == LEASE_SET:
-        if plain and timed == "1s" and properties["type"] == "ifname":
-            listing.lease = _parse_elements(elements)
-        else:
+        listing.has_lease = plain and timed == "1s" and properties["type"] == "ifname"
+        if not listing.has_lease:
             listing.broken_sets.append(name)
     elif one := _prefix_set(name):
         wanted = "1s" if one.kind is Kind.SESSION else None
         if plain and timed == wanted and properties["type"] == ADDRESS[one.version][0]:
-            listing.sets[one] = _parse_elements(elements)
+            listing.sets.add(one)
         else:
             listing.broken_sets.append(name)
-
-
-def _parse_elements(text: str) -> dict[str, float]:
-    """Return what is left of each element's life in seconds, infinity where nothing is said of it."""
-    elements: dict[str, float] = {}
-    at, end = 0, "}" if text == "}" else ","
-    while end == ",":
-        found = _ELEMENT.match(text, at)
-        if found is None:
-            raise ValueError(f"nft lists an unknown element: {text[at : at + 80].strip()}")
-        key, expires, end = found.groups()
-        elements[key] = _seconds(expires)
-        at = found.end()
-    return elements
 
 
 def _prefix_set(name: str) -> PrefixSet | None:

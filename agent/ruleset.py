@@ -28,7 +28,7 @@ SHORTEST: Final = 0.01
 """Seconds: one tick of the slowest clock that a kernel is built with (100 Hz). A shorter time could be
 counted as no ticks at all, which to nftables means that the element never expires."""
 _LONGEST: Final = 99_999_999
-_NAME_SIZE: Final = 16  # IFNAMSIZ
+NAME_SIZE: Final = 16  # IFNAMSIZ
 _VERSIONS: Final = {4: 4, 16: 6}
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]")
 
@@ -182,7 +182,7 @@ def create_chains(interface: str, sets: Iterable[PrefixSet], *, leased: bool) ->
 
 def renew(interface: str, seconds: float) -> list[ElementChange]:
     """Return the changes that give the lease so many seconds from now."""
-    return _anew(LEASE_SET, {interface.encode("ascii").ljust(_NAME_SIZE, b"\0"): milliseconds(seconds)})
+    return _anew(LEASE_SET, {interface.encode("ascii").ljust(NAME_SIZE, b"\0"): milliseconds(seconds)})
 
 
 class Admit(NamedTuple):

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.nftelements import ElementChange, Verb, outcome, transaction
+from agent.nftelements import (
+    ElementChange,
+    ElementListing,
+    ListingInterruptedError,
+    Verb,
+    outcome,
+    transaction,
+)
 
 lives = st.none() | st.integers(1, 99_999_999_000)
 elements_of_one_set = st.sampled_from([4, 16]).flatmap(
@@ -113,3 +120,61 @@ def answer(number: int, code: int, *, kind: int = 2) -> bytes:
 )
 def test_an_outcome_is_that_of_the_transactions_own_messages(data: bytes, said: int | None) -> None:
     assert outcome(data, 7, 9) == said
+
+
+def listed(key: bytes, left: int | None, *, life: bool = True, more: bytes = b"", flag: int = 0) -> bytes:
+    """An element as the kernel lists it; ``more`` is what another kernel may tell besides."""
+    value = struct.pack("=HH", 4 + len(key), 1) + key
+    inner = struct.pack("=HH", 4 + len(value), 1 | flag) + value
+    if left is not None and life:
+        inner += struct.pack("=HH", 12, 4) + (90_000).to_bytes(8, "big")
+    if left is not None:
+        inner += struct.pack("=HH", 12, 5) + left.to_bytes(8, "big")
+    inner += more
+    return struct.pack("=HH", 4 + len(inner), 1 | flag) + inner
+
+
+def listing(*elements: bytes, number: int = 7, flags: int = 2) -> bytes:
+    nest = b"".join(elements)
+    body = struct.pack("=HH2s2x", 6, 1, b"t\0") + struct.pack("=HH2s2x", 6, 2, b"s\0")
+    body += struct.pack("=HH", 4 + len(nest), 3) + nest
+    return struct.pack("=IHHIIBBH", 20 + len(body), 10 << 8 | 12, flags, number, 0, 1, 0, 0) + body
+
+
+def done(code: int = 0, kind: int = 3) -> bytes:
+    return struct.pack("=IHHIIi", 20, kind, 2, 7, 0, code)
+
+
+listed_keys = st.sampled_from([4, 16]).flatmap(
+    lambda width: st.dictionaries(
+        st.binary(min_size=width, max_size=width), st.none() | st.integers(1, 1 << 40), max_size=6
+    )
+)
+
+
+@given(st.lists(listed_keys, max_size=3), st.booleans(), st.booleans(), st.booleans())
+def test_a_listing_of_elements_is_read_however_the_kernel_words_it(
+    parts: list[dict[bytes, int | None]], life: bool, more: bool, flagged: bool
+) -> None:
+    said = ElementListing(7)
+    extra = struct.pack("=HHI", 8, 3, 0) if more else b""
+    flag = 0x8000 if flagged else 0
+    expected: dict[bytes, float | None] = {}
+    for part in parts:
+        elements = [listed(k, left, life=life, more=extra, flag=flag) for k, left in part.items()]
+        assert said.feed(listing(*elements) + listing(listed(b"none", 5), number=8)) is None
+        expected |= {key: None if left is None else left / 1000 for key, left in part.items()}
+    assert said.feed(done()) == 0
+    assert said.elements == expected
+
+
+def test_a_listing_that_fails_or_was_interrupted_is_not_taken_for_a_whole_one() -> None:
+    assert ElementListing(7).feed(done(-2, kind=2)) == 2
+    assert ElementListing(7).feed(done(-12)) == 12
+    with pytest.raises(ListingInterruptedError):
+        ElementListing(7).feed(listing(listed(b"abcd", 5), flags=0x12))
+    with pytest.raises(ValueError, match="no key"):
+        ElementListing(7).feed(listing(struct.pack("=HHHHQ", 16, 1, 12, 5, 0)))
+    for cut in (21, 35, 50):
+        with pytest.raises(ValueError, match=r"cut off|length"):
+            ElementListing(7).feed(listing(listed(b"abcd", 5), listed(b"abce", 5))[:cut])
