@@ -29,6 +29,7 @@ from agent.model import (
     Refusal,
     RemovePeer,
 )
+from agent.observed import forget
 from agent.patience import Patience
 from agent.plan import CUT, FOUND, Drift, DriftKind, Plan, make_plan
 from agent.ports import Link
@@ -101,7 +102,9 @@ class Keeper:
         self._state.adopt(device, left, self._clock())
         if self._warden is not None and contents is not None and not self._made:
             self._warden.adopt(contents)
-        await self._books.observed(self._state.observe(device, self._clock()))
+        changed = self._state.observe(device, self._clock())
+        forget(device.peers)
+        await self._books.observed(changed)
         return device
 
     def own(self, addresses: tuple[InterfaceAddress, ...]) -> None:
@@ -133,6 +136,7 @@ class Keeper:
             # Perhaps another interface of this name, which is down.
             self._settings, self._up = None, False
         changed = self._state.observe(device, now)
+        forget(device.peers)
         self._state.dirty |= again
         self._state.unblock(now)
         something_to_report = await self._books.observed(changed)
@@ -177,7 +181,9 @@ class Keeper:
     async def describe(self, interface: str) -> dict[str, Any]:
         """What ``follow`` would change on the interface as it is now. Raises DeviceError."""
         device = await self._link.device.read()
-        return overview.plan(interface, self._state, self.writer.mirror, device, self._clock())
+        described = overview.plan(interface, self._state, self.writer.mirror, device, self._clock())
+        forget(device.peers)
+        return described
 
     async def follow(self, between: Between) -> bool:
         """Make the interface follow the state as it is now; raises DeviceError if it will not.

@@ -24,7 +24,8 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from agent.encoding import format_key
-from agent.model import EndReason, Prefix, PublicKey, Refusal
+from agent.model import EndReason, Peer, Prefix, PublicKey, Refusal
+from agent.traffic import Traffic
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 PEER_STATES: Final = ("up", "waiting", "refused")
@@ -35,13 +36,13 @@ _PUSH: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 _EXPIRY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60)
 
 _SERIES: Final = (
-    ("wireguard_sent_bytes_total", "counter", "Bytes sent to the peer.", "tx_bytes"),
-    ("wireguard_received_bytes_total", "counter", "Bytes received from the peer.", "rx_bytes"),
+    ("wireguard_sent_bytes_total", "counter", "Bytes sent to the peer.", "traffic.tx_bytes"),
+    ("wireguard_received_bytes_total", "counter", "Bytes received from the peer.", "traffic.rx_bytes"),
     (
         "wireguard_latest_handshake_seconds",
         "gauge",
         "Unix time of the latest handshake, 0 for never.",
-        "latest_handshake",
+        "traffic.latest_handshake",
     ),
 )
 """Name, type and help of each series, and the member of ``PeerSeries`` that it shows."""
@@ -50,18 +51,10 @@ _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 class PeerSeries(NamedTuple):
-    """One peer for /metrics: cumulative bytes as the server sees them, the handshake in Unix seconds.
+    """One peer for /metrics, and its traffic as the server sees it."""
 
-    ``rx_bytes`` were received from the peer, ``tx_bytes`` sent to it; ``latest_handshake`` is 0 for
-    never.
-    """
-
-    public_key: PublicKey
-    name: str
-    allowed_ips: tuple[Prefix, ...]
-    rx_bytes: int
-    tx_bytes: int
-    latest_handshake: float
+    peer: Peer
+    traffic: Traffic
 
 
 class Metrics:
@@ -208,7 +201,7 @@ class PeerRenderer:
 
     def __init__(self, interface: str) -> None:
         self._interface = _escape(interface)
-        self._labels: dict[PublicKey, tuple[str, tuple[Prefix, ...], str]] = {}
+        self._labels: dict[PublicKey, tuple[Peer, str]] = {}
 
     def render(self, peers: Sequence[PeerSeries]) -> Iterator[bytes]:
         """Give the series as Prometheus text, in pieces; not to be called twice at once.
@@ -216,12 +209,12 @@ class PeerRenderer:
         Each piece is made by itself, since the whole takes three times its size to put together.
         """
         before, seen, labels = self._labels, {}, []
-        for key, name, allowed_ips, *_ in peers:
-            kept = before.get(key)
-            if kept is None or kept[0] != name or kept[1] != allowed_ips:
-                kept = (name, allowed_ips, self._render_labels(key, name, allowed_ips))
-            seen[key] = kept
-            labels.append(kept[2])
+        for peer, _ in peers:
+            kept = before.get(peer.public_key)
+            if kept is None or kept[0] is not peer:
+                kept = (peer, self._render_labels(peer.public_key, peer.name, peer.allowed_ips))
+            seen[peer.public_key] = kept
+            labels.append(kept[1])
         self._labels = seen
         for series, kind, about, member in _SERIES:
             yield f"# HELP {series} {about}\n# TYPE {series} {kind}\n".encode()

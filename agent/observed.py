@@ -15,14 +15,23 @@ class RawPeers(Mapping[PublicKey, ObservedPeer]):
     """Peers by key, each as the bytes that it was told in; ``decode`` reads them, and may raise DeviceError.
 
     ``raw`` is never changed afterwards. Bytes that are as they were in an earlier look are the same object.
+    What was read is kept until ``forget``, since several look at the same peers.
     """
 
     def __init__(self, raw: Mapping[PublicKey, bytes], decode: Callable[[bytes], ObservedPeer]) -> None:
         self.raw = raw
         self._decode = decode
+        self._read: dict[PublicKey, ObservedPeer] = {}
 
     def __getitem__(self, key: PublicKey) -> ObservedPeer:
-        return self._decode(self.raw[key])
+        read = self._read.get(key)
+        if read is None:
+            read = self._read[key] = self._decode(self.raw[key])
+        return read
+
+    def forget(self) -> None:
+        """Let go of what was read: everybody has seen it."""
+        self._read.clear()
 
     def __contains__(self, key: object) -> bool:
         return key in self.raw
@@ -52,3 +61,9 @@ def moved(
         return now.keys()
     earlier = before.raw
     return [key for key, raw in now.raw.items() if earlier.get(key) is not raw]
+
+
+def forget(peers: Mapping[PublicKey, ObservedPeer]) -> None:
+    """Let go of what was read of a look's peers, if that is kept."""
+    if isinstance(peers, RawPeers):
+        peers.forget()

@@ -77,30 +77,19 @@ def _unreadable(peer: UnreadablePeer) -> dict[str, Any]:
 
 def peer_series(state: State) -> tuple[PeerSeries, ...]:
     """The listed peers for /metrics."""
-    series = []
-    for key, peer in state.roster.peers.items():
-        traffic = state.traffic.get(key)
-        series.append(
-            PeerSeries(
-                key, peer.name, peer.allowed_ips, traffic.rx_bytes, traffic.tx_bytes, traffic.latest_handshake
-            )
-        )
-    return tuple(series)
+    peers = state.roster.peers
+    return tuple(map(PeerSeries, peers.values(), state.traffic.many(peers)))
 
 
 def counts(state: State, mirror: Mirror) -> tuple[Counter[str], Counter[Refusal]]:
     """How many peers are in each state, and how many are refused for each reason."""
+    listed, among = state.roster.peers.keys(), state.roster.refused.keys()
     by_reason = Counter(state.roster.refused.values())
     by_reason.update(peer.reason for peer in state.roster.unreadable)
-    among = state.roster.refused
-    refused = len(among)
-    up = sum(
-        1
-        for key in state.roster.peers
-        if key not in among and (held := mirror.peers.get(key)) is not None and held.tenure != CUT
-    )
-    waiting = len(state.roster.peers) - refused - up
-    refused += len(state.roster.unreadable)
+    cut = {key for key, held in mirror.peers.items() if held.tenure == CUT}
+    up = len((mirror.peers.keys() & listed) - among - cut)
+    waiting = len(listed) - len(among) - up
+    refused = len(among) + len(state.roster.unreadable)
     return Counter({"up": up, "waiting": waiting, "refused": refused}), by_reason
 
 

@@ -33,7 +33,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from agent.config import Listen
 from agent.errors import ConfigError, cannot_start
 
-_TICK: Final = 1.0
+_TICK: Final = 5.0
+"""Seconds that the Date of an answer may be behind."""
 _BACKLOG: Final = 4096
 """A burst of connections must not fill the kernel's queue: who comes then is heard a second later."""
 _COMPLAIN_EVERY: Final = 10.0

@@ -48,6 +48,11 @@ class TrafficBook:
         """A peer's traffic; all zero for one that was never seen."""
         return self._book.get(key, _NOTHING)
 
+    def many(self, keys: Iterable[PublicKey]) -> list[Traffic]:
+        """The same of many."""
+        held = self._book.get
+        return [held(key, _NOTHING) for key in keys]
+
     def added(self, key: PublicKey) -> None:
         """The peer was put on the interface afresh: the kernel counts from zero."""
         held = self._book.get(key)

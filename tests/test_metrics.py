@@ -5,13 +5,15 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.encoding import format_key
 from agent.metrics import CONTENT_TYPE, Metrics, PeerRenderer, PeerSeries
-from agent.model import EndReason, Prefix, PublicKey, Refusal
+from agent.model import EndReason, Peer, Prefix, PublicKey, Refusal
+from agent.traffic import Traffic
 
 
 def key(number: int) -> PublicKey:
@@ -21,7 +23,12 @@ def key(number: int) -> PublicKey:
 def peer(number: int, name: str = "alice") -> PeerSeries:
     v4 = Prefix(bytes([10, 0, number >> 8 & 255, number & 255]), 32)
     v6 = Prefix(bytes.fromhex("fd00") + bytes(12) + number.to_bytes(2, "big"), 128)
-    return PeerSeries(key(number), name, (v4, v6), 1000 + number, 2000 + number, 1_732_417_200.123)
+    traffic = Traffic(1000 + number, 2000 + number, latest_handshake=1_732_417_200.123)
+    return PeerSeries(Peer(key(number), (v4, v6), name), traffic)
+
+
+def moved(series: PeerSeries, **members: Any) -> PeerSeries:
+    return series._replace(traffic=series.traffic._replace(**members))
 
 
 def text(pieces: Iterable[bytes]) -> str:
@@ -66,7 +73,7 @@ def test_a_scrape_shows_what_changed_since_the_last() -> None:
     renderer = PeerRenderer("wg0")
     text(renderer.render([peer(1), peer(2)]))
 
-    second = text(renderer.render([peer(1, "bob")._replace(rx_bytes=7), peer(3)]))
+    second = text(renderer.render([moved(peer(1, "bob"), rx_bytes=7), peer(3)]))
 
     received = parsed(second)["wireguard_received_bytes_total"]
     assert {dict(labels)["public_key"] for labels in received} == {
@@ -79,7 +86,7 @@ def test_a_scrape_shows_what_changed_since_the_last() -> None:
 
 
 def test_every_peer_has_its_own_numbers_however_many_there_are() -> None:
-    many = [peer(n, f"n{n}")._replace(latest_handshake=float(n)) for n in range(2500)]
+    many = [moved(peer(n, f"n{n}"), latest_handshake=float(n)) for n in range(2500)]
     series = parsed(text(PeerRenderer("wg0").render(many)))
     for name, of in (
         ("wireguard_sent_bytes_total", lambda n: 2000 + n),

@@ -125,9 +125,9 @@ def test_a_refused_peer_that_is_still_on_the_interface_counts_as_refused_only() 
 def test_series_stay_while_core_lists_the_peer() -> None:
     state, _ = held(*ALL)
     state.observe(device(observed(2, rx=7)), NOW)
-    series = {s.public_key: s for s in peer_series(state)}
+    series = {s.peer.public_key: s for s in peer_series(state)}
     assert len(series) == len(ALL)
-    assert (series[key(2)].rx_bytes, series[key(2)].name) == (7, "bob")
+    assert (series[key(2)].traffic.rx_bytes, series[key(2)].peer.name) == (7, "bob")
 
 
 def test_the_plan_shows_what_would_be_done_and_does_nothing() -> None:

@@ -111,6 +111,21 @@ def test_the_tick_is_at_most_a_second() -> None:
     assert timers.TICK <= 1.0
 
 
+def test_between_two_ticks_only_what_is_due_is_worth_one(monkeypatch: Any) -> None:
+    monkeypatch.setattr(timers, "TICK", 0.4)
+
+    async def scenario(driven: Driven, _: Timers, alive: list[float]) -> None:
+        before = len(driven.ticks)
+        await asyncio.sleep(0.85)
+        assert 1 <= len(driven.ticks) - before <= 3
+        # A step of the clock, of which nobody tells.
+        driven.deadline = time.monotonic() - 1
+        await asyncio.sleep(0.25)
+        assert driven.next_wait() is None
+
+    run(scenario)
+
+
 def test_life_is_shown_only_once_a_tick_has_passed_through(monkeypatch: Any) -> None:
     monkeypatch.setattr(timers, "TICK", 0.05)
 
