@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Final, NamedTuple, TypeVar
 
@@ -88,17 +88,21 @@ class Firewall:
         return not self._watch.touched
 
     async def raise_(
-        self, admissions: Mapping[PublicKey, Admission], lease: float | None
+        self,
+        admissions: Mapping[PublicKey, Admission],
+        lease: float | None,
+        there: Collection[PublicKey] = (),
     ) -> Mapping[PublicKey, str]:
         """Have the table, whole, and these peers admitted; return who could not be, and why.
 
         A table that is missing is made with them in it, in one transaction. One that is there keeps
         its elements; only what is missing or foreign in its chains and rules is put right, such as
-        the hook on a link that was made again. ``lease`` as for ``renew_lease``. The link must exist.
+        the hook on a link that was made again. ``there`` are peers whose elements need not be written
+        to a table that is there. ``lease`` as for ``renew_lease``. The link must exist.
         Sessions' lives are taken as of the call, whenever their elements are written.
         """
         asked = clock.monotonic()
-        return await self._do(lambda: self._raise(dict(admissions), lease, asked))
+        return await self._do(lambda: self._raise(dict(admissions), lease, frozenset(there), asked))
 
     async def lower(self) -> bool:
         """Remove the table; return whether it was there."""
@@ -250,7 +254,11 @@ class Firewall:
         )
 
     def _raise(
-        self, admissions: dict[PublicKey, Admission], lease: float | None, asked: float
+        self,
+        admissions: dict[PublicKey, Admission],
+        lease: float | None,
+        there: frozenset[PublicKey],
+        asked: float,
     ) -> dict[PublicKey, str]:
         leased = bool(lease)
         renewal = ruleset.renew(self._interface, lease) if lease else []
@@ -268,7 +276,7 @@ class Firewall:
         else:
             self._write(renewal)
         self._leased = leased
-        return self._admit(admissions, asked)
+        return self._admit({key: a for key, a in admissions.items() if key not in there}, asked)
 
     def _make(
         self,

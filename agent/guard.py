@@ -61,6 +61,12 @@ class GuardContents:
         lease = None if self.lease is None else max(0.0, self.lease - seconds)
         return replace(self, elements=elements, lease=lease, spread=seconds)
 
+    def of(self, prefixes: Iterable[Prefix]) -> GuardContents:
+        """Return what there is of these prefixes; the table itself counts as whole."""
+        own = tuple(prefixes)
+        elements = {prefix: self.elements[prefix] for prefix in own if prefix in self.elements}
+        return GuardContents(elements, self.barred.intersection(own), spread=self.spread)
+
     def remaining(self, prefixes: Iterable[Prefix]) -> float:
         """Return for how many seconds the kernel will let all of these through as a session; 0 if not.
 

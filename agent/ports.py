@@ -7,7 +7,7 @@ Adapters never import one another: sources of events are given an ``Inbox``, sen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -184,9 +184,14 @@ class Guard(Protocol):
         """
 
     async def raise_(
-        self, admissions: Mapping[PublicKey, Admission], lease: float | None
+        self,
+        admissions: Mapping[PublicKey, Admission],
+        lease: float | None,
+        there: Collection[PublicKey] = (),
     ) -> Mapping[PublicKey, str]:
         """Have the table, whole, and these peers admitted; return who could not be, and why.
+
+        ``there``: who is admitted just so by a table that is there (``adopt_10k``).
 
         A missing table is made with them in it at once; one that is there is adopted, keeps its
         elements and loses no packet. Has to be called after the link was made (again): the chain at

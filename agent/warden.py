@@ -73,6 +73,8 @@ class Warden:
         self._agreed: set[PublicKey] = set()
         """Of those that are being dealt with, who has been admitted just as is wanted."""
         self._read_at = -_READ_EVERY
+        self._adopted = False
+        """Whether what is held here was just read from a whole table of an earlier life."""
         self._failed: GuardError | None = None
         """Why the table could not be made at the last attempt, and when that was."""
         self._failed_at = 0.0
@@ -111,18 +113,19 @@ class Warden:
         if contents.faults:
             return
         now = self._clock()
-        for key in self._state.sessions:
-            admission = self._admission(key, now)
-            if admission is None or admission.remaining is None:
-                continue
-            left = contents.remaining(admission.prefixes)
-            if left:
-                self._hold(key, admission.prefixes, Deadline(now.boot + left, now.wall + left))
+        for key, admission in self._admissions(self._everybody(), now).items():
+            prefixes, remaining, _ = admission
+            left = contents.remaining(prefixes)
+            if not compare({key: admission}, contents.of(prefixes), lease_demanded=True).drift:
+                self._hold(key, *self._as_held(key, admission))
+            elif left and remaining is not None:
+                self._hold(key, prefixes, Deadline(now.boot + left, now.wall + left))
+        self._adopted = True
 
     def link_made(self) -> None:
         """The link was made anew: the chain at its ingress hook went with the old one."""
         self._untidy |= bool(self._held)
-        self._up, self._failed = False, None
+        self._up, self._failed, self._adopted = False, None, False
         self._forget()
 
     async def before_removes(self) -> None:
@@ -384,8 +387,10 @@ class Warden:
     async def _raise(self) -> Mapping[PublicKey, str]:
         admissions = self._admissions(self._everybody(), self._clock())
         held = self._all_as_held(admissions)
+        there = {key for key, one in held.items() if self._held.get(key) == one} if self._adopted else ()
+        self._adopted = False
         try:
-            refused = await self._ask(self._guard.raise_(admissions, self.lease or None))
+            refused = await self._ask(self._guard.raise_(admissions, self.lease or None, there))
         except GuardError as error:
             self._failed, self._failed_at = error, clock.monotonic()
             raise

@@ -1,7 +1,7 @@
 """The kernel's guard follows the state, in the right order with the device (rules 5, 11 to 14 and 19)."""
 
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -950,9 +950,9 @@ def test_a_table_that_takes_long_to_make_is_not_taken_for_a_suspend(
 ) -> None:
     make = gateway.guard.raise_
 
-    async def slowly(admissions: Mapping[PublicKey, Admission], lease: float | None) -> Any:
+    async def slowly(admissions: Mapping[PublicKey, Admission], lease: float | None, *there: Any) -> Any:
         gateway.world.clock.advance(3)
-        return await make(admissions, lease)
+        return await make(admissions, lease, *there)
 
     async def scenario(agent: Agent, core: Core) -> None:
         monkeypatch.setattr(gateway.guard, "raise_", slowly)
@@ -1071,3 +1071,32 @@ def test_a_prefix_that_another_peer_had_is_not_taken_for_a_fresh_one(gateway: Ga
     gateway.run(scenario)
     gateway.run(scenario, kill=True)
     gateway.run(scenario)
+
+
+def test_after_a_restart_only_elements_that_differ_are_written_again(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard itself objects to elements that are said to be there and are not."""
+    written: list[set[PublicKey]] = []
+    raise_ = gateway.guard.raise_
+
+    async def watched(
+        admissions: Mapping[PublicKey, Admission], lease: float | None, there: Collection[PublicKey] = ()
+    ) -> Mapping[PublicKey, str]:
+        written.append(admissions.keys() - there)
+        return await raise_(admissions, lease, there)
+
+    monkeypatch.setattr(gateway.guard, "raise_", watched)
+
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2), peer(3, mfa_exempt=True)]))
+
+    async def again(agent: Agent, core: Core) -> None:
+        assert [gateway.left(n) for n in (1, 2, 3)] == [pytest.approx(3590, abs=1)] * 2 + [None]
+
+    gateway.run(first, kill=True)
+    gateway.world.clock.advance(10)
+    gateway.guard.ends[prefix("10.8.0.2")] = gateway.monotonic() + 9000
+    written.clear()
+    gateway.run(again, kill=True)
+    assert written == [{key(2)}]

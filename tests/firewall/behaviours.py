@@ -439,6 +439,17 @@ async def what_was_read_need_not_be_read_again_until_somebody_else_changes_the_t
 
 
 @behaviour
+async def who_is_there_already_is_only_written_to_a_table_that_is_made(stand: Stand) -> None:
+    guard = stand.firewall()
+    wanted = {ALICE: session(LONG, ALICE4), BOB: session(LONG, BOB4)}
+    assert await guard.raise_(wanted, LONG, {ALICE, BOB}) == {}
+    assert differences(wanted, await guard.read()) == []
+    other = {ALICE: session(LONG / 2, ALICE4), BOB: session(LONG / 2, BOB4)}
+    assert await guard.raise_(other, LONG, {ALICE}) == {}
+    assert differences({ALICE: wanted[ALICE], BOB: other[BOB]}, await guard.read()) == []
+
+
+@behaviour
 async def what_is_written_afresh_is_as_what_is_written_over(stand: Stand) -> None:
     guard = stand.firewall()
     wanted = {ALICE: session(LONG, ALICE4, ALICE6), ROUTER: exempt("10.8.9.0/24"), BOB: session(0.001, BOB4)}

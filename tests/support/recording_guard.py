@@ -1,7 +1,7 @@
 """A guard in memory that records what is asked, in the host's log, and fails on demand."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.errors import GuardError
@@ -48,7 +48,10 @@ class RecordingGuard:
         return not self.heard.touched
 
     async def raise_(
-        self, admissions: Mapping[PublicKey, Admission], lease: float | None
+        self,
+        admissions: Mapping[PublicKey, Admission],
+        lease: float | None,
+        there: Collection[PublicKey] = (),
     ) -> Mapping[PublicKey, str]:
         await self._did("raise", set(admissions))
         self.table = {} if self.table is None else self.table

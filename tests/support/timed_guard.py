@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+import pytest
+
 from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
@@ -63,9 +65,20 @@ class TimedGuard:
         return not self.heard.touched
 
     async def raise_(
-        self, admissions: Mapping[PublicKey, Admission], lease: float | None
+        self,
+        admissions: Mapping[PublicKey, Admission],
+        lease: float | None,
+        there: Collection[PublicKey] = (),
     ) -> Mapping[PublicKey, str]:
         self._check("raise", sorted(admissions), whole=False)
+        if self.up:
+            for key in there:
+                prefixes, remaining, _ = admissions[key]
+                for prefix in prefixes:
+                    held = self.left(prefix)
+                    assert held == pytest.approx(remaining, abs=2.5), f"{prefix} is not as it is said to be"
+                    assert (prefix in self.barred) == (remaining is not None)
+            admissions = {key: a for key, a in admissions.items() if key not in there}
         self.up, self.faults = True, ()
         # Who owned what is not known of a table that is adopted.
         self.owners.clear()
