@@ -29,8 +29,8 @@ _T = TypeVar("_T")
 _Held = tuple[tuple[Prefix, ...], Deadline | None]
 """A peer's prefixes as they were admitted, and until when."""
 
-_LEASE_EVERY: Final = 1.0
-"""Seconds between two renewals of the lease: once a tick."""
+_LEASE_EVERY: Final = 0.9
+"""Seconds at least between two renewals of the lease: once a tick."""
 _RAISE_EVERY: Final = 5.0
 """Seconds between two attempts at a table that could not be made: each is work over all peers."""
 _READ_EVERY: Final = 600.0
