@@ -6,6 +6,7 @@ are what two looks are compared by (``stats_tick_10k``).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, KeysView, Mapping
 
 from agent.model import ObservedPeer, PublicKey
@@ -14,14 +15,31 @@ from agent.model import ObservedPeer, PublicKey
 class RawPeers(Mapping[PublicKey, ObservedPeer]):
     """Peers by key, each as the bytes that it was told in; ``decode`` reads them, and may raise DeviceError.
 
-    ``raw`` is never changed afterwards. Bytes that are as they were in an earlier look are the same object.
+    ``raw`` is never changed afterwards. Bytes that are as they were in an earlier look are the same object;
+    ``changed`` are the peers whose bytes are not those of the look ``base``.
     What was read is kept until ``forget``, since several look at the same peers.
     """
 
-    def __init__(self, raw: Mapping[PublicKey, bytes], decode: Callable[[bytes], ObservedPeer]) -> None:
+    def __init__(
+        self,
+        raw: Mapping[PublicKey, bytes],
+        decode: Callable[[bytes], ObservedPeer],
+        base: RawPeers | None = None,
+        changed: Collection[PublicKey] = (),
+    ) -> None:
         self.raw = raw
         self._decode = decode
         self._read: dict[PublicKey, ObservedPeer] = {}
+        # Looks do not keep one another.
+        self._base = None if base is None else weakref.ref(base)
+        self._changed = changed
+
+    def since(self, before: RawPeers) -> Collection[PublicKey]:
+        """Return whose bytes are not those of an earlier look."""
+        if self._base is not None and self._base() is before:
+            return self._changed
+        earlier = before.raw
+        return [key for key, raw in self.raw.items() if earlier.get(key) is not raw]
 
     def __getitem__(self, key: PublicKey) -> ObservedPeer:
         read = self._read.get(key)
@@ -53,14 +71,13 @@ class RawPeers(Mapping[PublicKey, ObservedPeer]):
 def moved(
     before: Mapping[PublicKey, ObservedPeer] | None, now: Mapping[PublicKey, ObservedPeer]
 ) -> Collection[PublicKey]:
-    """Return the peers of a look that may differ from an earlier one (None: there was none), in its order.
+    """Return the peers of a look that may differ from an earlier one (None: there was none).
 
     Who is left out does not differ. Where a look can't tell, that is nobody.
     """
     if not isinstance(now, RawPeers) or not isinstance(before, RawPeers):
         return now.keys()
-    earlier = before.raw
-    return [key for key, raw in now.raw.items() if earlier.get(key) is not raw]
+    return now.since(before)
 
 
 def forget(peers: Mapping[PublicKey, ObservedPeer]) -> None:

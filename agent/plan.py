@@ -183,7 +183,7 @@ class Mirror:
         keys |= dict.fromkeys(self._touched & there)
         looked_at = {key: device.peers[key] for key in keys}
         self._seen, self._touched = device.peers, set()
-        gone = [key for key in self.peers if key not in there]
+        gone = sorted(self.peers.keys() - there)
         drift += [
             Drift(DriftKind.PEER_REMOVED, key, "is no longer on the interface")
             for key in gone

@@ -55,6 +55,8 @@ class Dump:
         self._listen_port = 0
         self._fwmark = 0
         self._peers: dict[PublicKey, bytes] = {}
+        self._base = before
+        self._changed: dict[PublicKey, None] = {}
         self._before: Mapping[PublicKey, bytes] = {} if before is None else before.raw
         # The kernel lists peers in the order in which they were added: most likely this one is the next.
         self._order = iter(self._before.items())
@@ -76,7 +78,7 @@ class Dump:
 
     def device(self, name: str) -> ObservedDevice:
         """Return the device that was fed in; a peer that can't be read raises DeviceError when asked for."""
-        peers = RawPeers(self._peers, decode_peer)
+        peers = RawPeers(self._peers, decode_peer, self._base, self._changed.keys())
         return ObservedDevice(name, self._public_key, self._listen_port, self._fwmark, peers)
 
     def config(self) -> DeviceConfig:
@@ -114,7 +116,11 @@ class Dump:
 
     def _same(self, key: PublicKey, raw: bytes) -> bytes:
         before = self._before.get(key, b"")
-        return before if before == raw else raw
+        if before == raw:
+            self._changed.pop(key, None)
+            return before
+        self._changed[key] = None
+        return raw
 
 
 def _head(length: int, kind: int) -> int:
