@@ -17,6 +17,7 @@ import signal
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
 from agent import clock, nftlist, ruleset
@@ -24,7 +25,7 @@ from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
 from agent.nft import INSTALL, Nft, NftError, open_nft
-from agent.nftelements import ElementChange
+from agent.nftelements import CATCH_ALL, ElementChange
 from agent.nftlist import Listing
 from agent.nftwatch import Watch
 
@@ -82,10 +83,7 @@ class Firewall:
 
     def untouched(self) -> bool:
         """Whether the table is as it was last read, but for what was changed here since."""
-        if self._watch is None:
-            return False
-        self._watch.listen()
-        return not self._watch.touched
+        return self._watch is not None and self._watch.untouched
 
     async def raise_(
         self,
@@ -222,7 +220,15 @@ class Firewall:
         nft, table = self._open(), ruleset.table_name(self._interface)
         names = [*map(str, listing.sets), *([ruleset.LEASE_SET] if listing.has_lease else [])]
         elements = {name: nft.read(table, name) for name in names}
+        open_ = [name for name, held in elements.items() if CATCH_ALL in held]
+        for name in open_:
+            # It is no prefix of ours, and lets everything through: it is not to wait for a repair.
+            del elements[name][CATCH_ALL]
+            self._run(f"delete element {ruleset.table(self._interface)} {name} {{ * }}")
         contents = listing.contents(self._interface, elements)
+        if open_:
+            said = (f"the set {name} had an element for everything" for name in open_)
+            contents = replace(contents, faults=(*contents.faults, *said))
         return contents.read_over(clock.monotonic() - began)
 
     def _remember(self, listing: Listing) -> frozenset[ruleset.PrefixSet]:
@@ -325,7 +331,7 @@ class Firewall:
         if clock.monotonic() - began > _LATE:
             # They are in, and too long: nobody was to be without an element in the meantime.
             first = {}
-        rest = {key: admission for key, admission in usable.items() if key not in first}
+        rest = {key: a._replace(fresh=False) for key, a in usable.items() if key not in first}
         return refused | self._admit(rest, asked)
 
     def _lower(self) -> bool:
@@ -356,6 +362,9 @@ class Firewall:
                     items[done : done + len(some)] = [(key, a._replace(fresh=False)) for key, a in some]
                     empty = False
                     continue
+                if took > _LATE and self._watch is not None:
+                    # Some may be written too long: the next look has to see.
+                    self._watch.touched = True
                 refused |= failed
                 done += len(some)
         return refused

@@ -149,9 +149,9 @@ class Keeper:
         return something_to_report
 
     async def _look_at_link(self) -> bool:
-        """Look for drift of the link; return whether there is any."""
+        """Look for drift of the link; return whether there is any, or may be."""
         if self._settings is None:
-            return False
+            return True
         drift = await self._patience.wait_for(_RTNETLINK, self._link.drift())
         self._note_drift(*drift)
         if drift:
@@ -365,7 +365,7 @@ class Keeper:
             state.dirty |= dirty
             if isinstance(error, DeviceError) and self._warden is not None:
                 # Whoever has to go and can't be taken off the interface is let through no longer.
-                await self._warden.after_kernel(dirty, self._clock())
+                await self._warden.after_kernel(dirty, self._clock(), judged=False)
             raise
         return bool(plan)
 
@@ -378,7 +378,7 @@ class Keeper:
             await self._carry_out_one_by_one(plan, dirty, between)
             if self._warden is not None:
                 # Whoever could not be removed is let through no longer.
-                await self._warden.after_kernel(self._going, self._clock())
+                await self._warden.after_kernel(self._going, self._clock(), judged=False)
             return False
         finally:
             self._going = set()
@@ -427,6 +427,9 @@ class Keeper:
             self._note_drift(Drift(DriftKind.INTERFACE, None, str(error)))
         self._settings, self._up = None, False
         await self._ensure()
+        if self._warden is not None:
+            # Whoever has made the link that there is now, the guard's chain went with the old one.
+            self._warden.link_made()
         await self._configure_link()
         self.writer.mirror.observe(await self._link.device.read())
         self.writer.reconsider()

@@ -201,7 +201,7 @@ class PeerRenderer:
 
     def __init__(self, interface: str) -> None:
         self._interface = _escape(interface)
-        self._labels: dict[PublicKey, tuple[Peer, str]] = {}
+        self._labels: dict[PublicKey, tuple[str, tuple[Prefix, ...], str]] = {}
 
     def render(self, peers: Sequence[PeerSeries]) -> Iterator[bytes]:
         """Give the series as Prometheus text, in pieces; not to be called twice at once.
@@ -211,10 +211,11 @@ class PeerRenderer:
         before, seen, labels = self._labels, {}, []
         for peer, _ in peers:
             kept = before.get(peer.public_key)
-            if kept is None or kept[0] is not peer:
-                kept = (peer, self._render_labels(peer.public_key, peer.name, peer.allowed_ips))
+            if kept is None or kept[0] is not peer.name or kept[1] is not peer.allowed_ips:
+                rendered = self._render_labels(peer.public_key, peer.name, peer.allowed_ips)
+                kept = (peer.name, peer.allowed_ips, rendered)
             seen[peer.public_key] = kept
-            labels.append(kept[1])
+            labels.append(kept[2])
         self._labels = seen
         for series, kind, about, member in _SERIES:
             yield f"# HELP {series} {about}\n# TYPE {series} {kind}\n".encode()

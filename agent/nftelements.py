@@ -30,6 +30,8 @@ _HEADER: Final = struct.Struct("=IHHIIBBH")  # nlmsghdr, nfgenmsg
 _MESSAGE: Final = struct.Struct("=IHHII")
 _CODE: Final = struct.Struct("=i")
 _ATTRIBUTE: Final = struct.Struct("=HH")
+CATCH_ALL: Final = b""
+"""Stands for the key of an element that has none: all keys match it."""
 _NEST_SIZE: Final = 65_000
 """An attribute's length has 16 bits."""
 _WIDTHS: Final = (4, 16)
@@ -49,7 +51,7 @@ class Verb(IntEnum):
     """What is done with elements; the numbers are the kernel's (NFT_MSG_*SETELEM)."""
 
     ADD = 12
-    """One that is there already stays as it is, whatever its time."""
+    """One that is there already stays as it is, whatever its time; newer kernels give it the new time."""
     DELETE = 14
     """One that is not there, or has expired, fails the whole transaction."""
 
@@ -172,7 +174,7 @@ class ElementListing:
             self._take_one(data, first, last)
 
     def _take_one(self, data: bytes, start: int, stop: int) -> None:
-        key, left = b"", None
+        key, left = CATCH_ALL, None
         for what, first, last in _attributes(data, start, stop):
             if what == _KEY:
                 for inner, begin, end in _attributes(data, first, last):
@@ -180,8 +182,6 @@ class ElementListing:
                         key = data[begin:end]
             elif what == _EXPIRATION:
                 left = int.from_bytes(data[first:last], "big") / 1000
-        if not key:
-            raise ValueError("an element has no key")
         self.elements[key] = left
 
 

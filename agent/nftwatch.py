@@ -109,6 +109,12 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket, self.listen)
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody else has changed the table since ``touched`` was reset, as far as has been heard."""
+        self.listen()
+        return self._fault is None and not self.touched
+
     async def changed(self) -> None:
         """Return once the table's structure was changed, or may have been while word was lost."""
         await self._changed.wait()

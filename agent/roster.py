@@ -27,13 +27,19 @@ class Roster:
         """With the first ``granted_at`` of each id, in core's time."""
         self.refused: dict[PublicKey, Refusal] = {}
         self.refusals = 0
-        """Counts changes of who is refused, and why."""
+        """Counts changes of who is refused, and why, and of what can't be read."""
         self.newly_refused: set[PublicKey] = set()
         self.cleared: set[PublicKey] = set()
         self.own_key = own_key
         self._claims = Claims()
         self._holders: dict[str, set[PublicKey]] = {}
         self._blocked: dict[PublicKey, Refusal] = {}
+
+    def list_unreadable(self, unreadable: tuple[UnreadablePeer, ...]) -> None:
+        """Replace the entries of core's list that have no readable key."""
+        if unreadable != self.unreadable:
+            self.unreadable = unreadable
+            self.refusals += 1
 
     def must_do_mfa(self, key: PublicKey) -> bool:
         """Whether the peer may be on the interface only with a live session; so may no unlisted one."""

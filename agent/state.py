@@ -219,6 +219,7 @@ class State:
         self.epoch, self.revision = snapshot.epoch, snapshot.revision
         self.core_clock = CoreClock(snapshot.server_time, snapshot.requested_at)
         self.interface = snapshot.interface
+        roster.list_unreadable(snapshot.unreadable)
         if snapshot.peers is self._as_loaded and location == self.location:
             self._set_policy(snapshot.session_policy, now)
             roster.unblock()
@@ -242,7 +243,6 @@ class State:
         needed_none = [
             key for key in (listed if switched else changed) if key in before and not roster.must_do_mfa(key)
         ]
-        roster.unreadable = snapshot.unreadable
         roster.load(listed, location.mfa_required, None if first else changed)
         self.location = location
         self._set_policy(snapshot.session_policy, now)

@@ -16,7 +16,7 @@ from typing import Final, NoReturn, Protocol
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-TICK: Final = 1.0
+TICK: Final = 0.9
 """Seconds between two ticks, each of which passes through the reconciler."""
 _GLANCES: Final = 2
 """How often within a tick it is looked whether a deadline is due, which may be by a step of a clock; that

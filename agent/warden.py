@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 _Held = tuple[tuple[Prefix, ...], Deadline | None]
 """A peer's prefixes as they were admitted, and until when."""
 
-_LEASE_EVERY: Final = 0.9
+_LEASE_EVERY: Final = 0.8
 """Seconds at least between two renewals of the lease: once a tick."""
 _RAISE_EVERY: Final = 5.0
 """Seconds between two attempts at a table that could not be made: each is work over all peers."""
@@ -73,6 +73,8 @@ class Warden:
         self._agreed: set[PublicKey] = set()
         """Of those that are being dealt with, who has been admitted just as is wanted."""
         self._read_at = -_READ_EVERY
+        self._read_again = False
+        """Whether there was something at the last reading that could not be judged yet."""
         self._adopted = False
         """Whether what is held here was just read from a whole table of an earlier life."""
         self._failed: GuardError | None = None
@@ -81,6 +83,8 @@ class Warden:
         self._stays = ""
         """Why a table that nothing needs could not be taken down."""
         self._offset = 0.0
+        self._wall_offset = 0.0
+        """Wall clock less boot time when all elements were last right."""
         self._renewed_at = 0.0
         self._lapsing = False
         """Whether the lease of a table that was left over could not be renewed the last time."""
@@ -165,10 +169,14 @@ class Warden:
             _log.error("the guard can't admit a peer", peer=format_key(key), error=why)
         return list(refused) if self._required else []
 
-    async def after_kernel(self, dirty: Iterable[PublicKey], now: Now) -> None:
-        """Dismiss whoever of these is wanted no longer, now that the device does not have them."""
+    async def after_kernel(self, dirty: Iterable[PublicKey], now: Now, *, judged: bool = True) -> None:
+        """Dismiss whoever of these is wanted no longer, now that the device does not have them.
+
+        ``judged``: ``before_kernel`` has just admitted those who are wanted.
+        """
         gone: list[Prefix] = []
-        agreed, self._agreed = self._agreed - self._state.dirty, set()
+        agreed = self._agreed - self._state.dirty if judged else set()
+        self._agreed = set()
         for key in dirty:
             held = None if key in agreed else self._held.get(key)
             if held is None:
@@ -216,7 +224,7 @@ class Warden:
         _log.info("guard taken down")
 
     async def tick(self) -> None:
-        """Renew the agent's lease, and write all elements anew after a suspend."""
+        """Renew the agent's lease, and write all elements anew after a suspend or a step of the clock."""
         left_over = self._left_over and self._state.location is None
         # A lease that lapses meanwhile would suspend whoever still has an element.
         down = bool(self.fault)
@@ -226,8 +234,9 @@ class Warden:
         now = self._clock()
         try:
             await self._ask(self._guard.renew_lease(self.lease or None))
-            if self._up and slept_since(self._offset, now.boot, clock.monotonic()):
-                self._offset = now.boot - clock.monotonic()
+            stepped = abs(now.wall - now.boot - self._wall_offset) > TOLERANCE
+            if self._up and (stepped or slept_since(self._offset, now.boot, clock.monotonic())):
+                self._note_offsets(now)
                 await self._admit(self._admissions(self._everybody(), now))
         except GuardError as error:
             if self._up:
@@ -250,7 +259,8 @@ class Warden:
             self._state.dirty.update(self._everybody())
             return
         rested = clock.monotonic() - self._read_at < _READ_EVERY
-        if rested and not closely and not self._untidy and self._guard.untouched():
+        closely |= self._untidy or self._read_again
+        if rested and not closely and self._guard.untouched():
             self._try_again()
             return
         await self._read()
@@ -271,6 +281,8 @@ class Warden:
             self._unsettled.clear()
             now = self._clock()
             wanted = self._settled(now)
+            # Whoever is to be dealt with anyhow may be found to be held as is wanted, and be left alone then.
+            self._read_again = not self._held.keys() <= wanted.keys()
             if contents is not None:
                 contents = await self._known(contents, wanted)
             repair = compare(wanted, contents, lease_demanded=bool(self.lease))
@@ -398,9 +410,13 @@ class Warden:
         if not self._up:
             _log.info("guard in force", peers=len(admissions) - len(refused))
         self._up, self._left_over = True, False
-        self._offset = self._clock().boot - clock.monotonic()
+        self._note_offsets(self._clock())
         self._take(held, refused)
         return refused
+
+    def _note_offsets(self, now: Now) -> None:
+        self._offset = now.boot - clock.monotonic()
+        self._wall_offset = now.wall - now.boot
 
     async def _admit(self, admissions: dict[PublicKey, Admission]) -> Mapping[PublicKey, str]:
         if not admissions:
@@ -427,6 +443,8 @@ class Warden:
 
     def _take(self, written: Mapping[PublicKey, _Held], refused: Mapping[PublicKey, str]) -> None:
         self._unsettled |= refused.keys()
+        # Whose session is nearly over is refused, and barred all the same.
+        self._untidy |= bool(refused)
         for key, (prefixes, deadline) in written.items():
             if key in refused:
                 continue

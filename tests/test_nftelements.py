@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.nftelements import (
+    CATCH_ALL,
     ElementChange,
     ElementListing,
     ListingInterruptedError,
@@ -168,13 +169,17 @@ def test_a_listing_of_elements_is_read_however_the_kernel_words_it(
     assert said.elements == expected
 
 
+def test_an_element_for_everything_has_the_empty_key() -> None:
+    said = ElementListing(7)
+    said.feed(listing(struct.pack("=HHHH", 16, 1, 12, 5) + (5000).to_bytes(8, "big"), listed(b"abcd", 7)))
+    assert said.elements == {CATCH_ALL: 5.0, b"abcd": 0.007}
+
+
 def test_a_listing_that_fails_or_was_interrupted_is_not_taken_for_a_whole_one() -> None:
     assert ElementListing(7).feed(done(-2, kind=2)) == 2
     assert ElementListing(7).feed(done(-12)) == 12
     with pytest.raises(ListingInterruptedError):
         ElementListing(7).feed(listing(listed(b"abcd", 5), flags=0x12))
-    with pytest.raises(ValueError, match="no key"):
-        ElementListing(7).feed(listing(struct.pack("=HHHHQ", 16, 1, 12, 5, 0)))
     for cut in (21, 35, 50):
         with pytest.raises(ValueError, match=r"cut off|length"):
             ElementListing(7).feed(listing(listed(b"abcd", 5), listed(b"abce", 5))[:cut])

@@ -1,5 +1,6 @@
 """The kernel's guard follows the state, in the right order with the device (rules 5, 11 to 14 and 19)."""
 
+import errno
 import sqlite3
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
@@ -1100,3 +1101,62 @@ def test_after_a_restart_only_elements_that_differ_are_written_again(
     written.clear()
     gateway.run(again, kill=True)
     assert written == [{key(2)}]
+
+
+def test_what_somebody_did_to_a_peer_that_is_being_dealt_with_is_mended_at_the_next_look(
+    gateway: Gateway,
+) -> None:
+    """Its endpoint has just appeared, so it is planned again, which changes nothing about its element."""
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+        await agent.look()
+        del gateway.guard.ends[prefix("10.8.0.1")]
+        gateway.world.host.kernel.handshake(key(1), psk(1), "s1", gateway.world.clock.now)
+        await agent.look()
+        await agent.look()
+        assert gateway.left(1) == pytest.approx(3600, abs=1)
+
+    gateway.run(scenario)
+
+
+@pytest.mark.parametrize("step", [3000.0, -3000.0])
+def test_after_a_step_of_the_clock_elements_last_as_long_as_their_sessions(
+    gateway: Gateway, step: float
+) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+        await agent.look()
+        gateway.world.clock.step(step)
+        gateway.world.clock.advance(1)
+        await agent.tick()
+        left = agent.state.sessions[key(1)].deadline.remaining(gateway.world.clock.now)
+        assert gateway.left(1) == pytest.approx(left, abs=0.1)
+
+    gateway.run(scenario)
+
+
+def test_a_peer_refused_for_a_session_that_is_nearly_over_has_left_something_in_the_table(
+    gateway: Gateway,
+) -> None:
+    """It is barred, which must be taken back before it is let through for good."""
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2, lasts=0.005)]))
+        assert prefix("10.8.0.2") in gateway.guard.barred
+        await agent.give([core.change(upserted(2, "10.8.0.2", mfa_exempt=True))])
+        assert (gateway.left(2), prefix("10.8.0.2") in gateway.guard.barred) == (None, False)
+
+    gateway.run(scenario, required=False)
+
+
+def test_a_link_that_somebody_else_made_again_has_no_guard_until_it_is_raised(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+        await agent.look()
+        gateway.world.host.reads_fail, gateway.world.host.error = 1, errno.ENODEV
+        raised = len(gateway.guard.calls("raise"))
+        await agent.look()
+        assert len(gateway.guard.calls("raise")) == raised + 1
+
+    gateway.run(scenario)

@@ -143,6 +143,7 @@ class CoreClient:
             self._expect(response, 200)
             body = await self._read(response)
         if len(body) <= DECODE_IN_THREAD_ABOVE:
+            self._last = None
             return messages.decode_snapshot(body, requested_at)
         decode = messages.decode_snapshot
         self._last = snapshot = await asyncio.to_thread(decode, body, requested_at, self._last)

@@ -115,6 +115,10 @@ def _check_density(body: bytes) -> None:
 def _load(body: bytes) -> Any:
     if len(body) > _LARGE:
         _check_density(body)
+    return _parse(body)
+
+
+def _parse(body: bytes) -> Any:
     # The parser's own error holds the text, PSKs included: it is dropped, not chained.
     try:
         return json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
@@ -143,7 +147,7 @@ def _load_frame(body: bytes) -> _Frame | None:
         return None
     if body.count(b'"') != quotes or not bytes(peers).startswith(b"["):
         return None
-    frame = {name: _load(bytes(raw)) for name, raw in members.items()}
+    frame = {name: _parse(bytes(raw)) for name, raw in members.items()}
     return _Frame(frame, peers, hashlib.blake2b(peers).digest())
 
 
@@ -157,7 +161,7 @@ def _read_entries(peers: msgspec.Raw) -> Iterator[Peer | UnreadablePeer]:
         try:
             yield from read_peers(b"[%b]" % b",".join(some))
         except UnusualError:
-            yield from (_peer(_load(bytes(entry))) for entry in some)
+            yield from (_peer(_parse(bytes(entry))) for entry in some)
 
 
 def _members(value: object, place: str) -> dict[str, Any]:
@@ -346,7 +350,7 @@ def decode_snapshot(body: bytes, requested_at: float, before: Snapshot | None = 
     if len(body) > _LARGE:
         _check_density(body)
     frame = _load_frame(body)
-    members = _members(_load(body), "it") if frame is None else frame.members
+    members = _members(_parse(body), "it") if frame is None else frame.members
     epoch = members.get("epoch")
     if not isinstance(epoch, str) or not _EPOCH.fullmatch(epoch):
         _refuse("epoch", "is missing" if epoch is None else "is not 1 to 64 of A-Z a-z 0-9 _ -")

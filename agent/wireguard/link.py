@@ -30,7 +30,7 @@ class WireGuardLink:
         """Addresses and MTU (None: left alone) as last configured."""
         self._up = False
         self._index: int | None = None
-        """Of the link when it was last looked at; None: not since it was found or made."""
+        """Of the link when it was last looked at; None: not since it was made."""
 
     @property
     def device(self) -> Device:
@@ -48,7 +48,8 @@ class WireGuardLink:
         if self._device is not None:
             await self._device.close()
         self._device = open_device(name, ensured.backend)
-        self._made_of, self._up, self._index = (frozenset(), None), False, None
+        self._made_of, self._up = (frozenset(), None), False
+        self._index = None if ensured.created else self._index
         _log.info(
             "interface made" if ensured.created else "interface found",
             interface=name,

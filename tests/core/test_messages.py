@@ -671,3 +671,10 @@ def test_a_list_that_is_written_otherwise_is_read(monkeypatch: pytest.MonkeyPatc
         second = decode_snapshot(body(state(*entries)), 0.0, first)
         assert second == decode_snapshot(body(state(*entries)), 0.0)
         assert second.digest != first.digest
+
+
+def test_a_dense_member_that_nobody_reads_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_LARGE", 10_000)
+    entries = usual(1, x=[0] * 6000), usual(2, pad="y" * 300_000)
+    read = decode_snapshot(body(state(*entries, weather=[1] * 6000)), 0.0)
+    assert [p.fault for p in read.peers] == [None, None]

@@ -439,6 +439,29 @@ async def what_was_read_need_not_be_read_again_until_somebody_else_changes_the_t
 
 
 @behaviour
+async def an_element_for_everything_is_taken_out_when_it_is_seen(stand: Stand) -> None:
+    guard = stand.firewall()
+    wanted = {ALICE: session(LONG, ALICE4)}
+    await guard.raise_(wanted, LONG)
+    await stand.nft(f"add element inet {table_name(stand.name)} session4_32 {{ * timeout 1h }}")
+    assert await stand.answers(BOB4, GATEWAY4)
+    assert (contents := await guard.read()) is not None
+    assert contents.faults == ("the set session4_32 had an element for everything",)
+    assert not await stand.answers(BOB4, GATEWAY4)
+    assert await stand.answers(ALICE4, GATEWAY4)
+    assert differences(wanted, await guard.read()) == []
+
+
+@behaviour
+async def after_a_short_session_its_barred_prefix_is_not_in_an_exempt_peers_way(stand: Stand) -> None:
+    guard = stand.firewall()
+    await guard.raise_({}, LONG)
+    assert set(await guard.admit({ROUTER: session(0.005, ROUTER4)._replace(fresh=True)})) == {ROUTER}
+    await guard.admit({ROUTER: exempt(ROUTER4)})
+    assert await stand.answers(ROUTER4, GATEWAY4)
+
+
+@behaviour
 async def who_is_there_already_is_only_written_to_a_table_that_is_made(stand: Stand) -> None:
     guard = stand.firewall()
     wanted = {ALICE: session(LONG, ALICE4), BOB: session(LONG, BOB4)}

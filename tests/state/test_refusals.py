@@ -10,6 +10,7 @@ from agent.model import (
     Refusal,
     SessionGranted,
     SessionRevoked,
+    UnreadablePeer,
 )
 from tests.support.builders import (
     CORE,
@@ -352,3 +353,15 @@ def test_a_prefix_that_passes_from_peer_to_peer_within_a_list_costs_nobody_the_t
         agent.load(snapshot([*order, *crowd]), NOW)
         assert {k: p.incarnation for k, p in agent.kernel.peers.items()} == before
     assert agent.kernel.peers[key(1)].allowed_ips == set(prefixes("10.8.0.2"))
+
+
+def test_entries_that_can_not_be_read_are_told_of_however_little_else_has_changed() -> None:
+    bad = (UnreadablePeer("bad", Refusal.INVALID_PUBLIC_KEY),)
+    for listed in ([], [peer(n) for n in range(1, 30)]):
+        agent = running(snapshot(listed))
+        roster = agent.state.roster
+        for unreadable in (bad, ()):
+            before = roster.refusals
+            agent.load(snapshot(listed, unreadable=unreadable), NOW)
+            assert roster.unreadable == unreadable
+            assert roster.refusals > before

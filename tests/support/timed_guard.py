@@ -135,6 +135,7 @@ class TimedGuard:
                 continue
             for prefix in prefixes:
                 assert not (fresh and self.left(prefix) != 0), f"{prefix} is not fresh"
+                assert not (fresh and prefix in self.barred), f"{prefix} is not fresh"
                 assert self.owners.get(prefix, key) == key, f"{prefix} was not dismissed before it moved"
                 self.owners[prefix] = key
                 if remaining is None:
