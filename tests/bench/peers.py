@@ -40,7 +40,9 @@ class Population:
             key, psk = (format_key(self._random.randbytes(32)) for _ in range(2))
             # 10.0.0.0/8 but for the gateway's own address.
             v4 = f"10.{(number + 256) >> 16}.{(number + 256) >> 8 & 255}.{number & 255}/32"
-            self._peers.append(BenchPeer(number, key, psk, (v4, f"fd00:8::1:{number:x}/128")))
+            self._peers.append(
+                BenchPeer(number, key, psk, (v4, f"fd00:8::{number >> 16:x}:{number & 0xFFFF:x}/128"))
+            )
         return self._peers[:count]
 
 
