@@ -7,7 +7,7 @@ bounded number of rounds; then it goes peer by peer, so that one cannot hold bac
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ from agent.plan import CUT, FOUND, Drift, DriftKind, Plan, make_plan
 from agent.ports import Link
 from agent.state import State
 from agent.warden import Warden
-from agent.writer import Writer
+from agent.writer import HANDFUL, Writer
 
 _log = structlog.get_logger(__name__)
 
@@ -230,6 +230,21 @@ class Keeper:
             return
         if self._warden is not None and not self._warden.busy:
             await self._warden.before_removes()
+        await self._let_go(going)
+
+    async def cut_expired(self) -> bool:
+        """Cut whose deadline has passed, where they are many, before anything else is done about it.
+
+        Return whether they were. The state is still to end them, and ``follow`` to see to the rest.
+        """
+        held = self.writer.mirror.peers
+        going = {key for key in self._state.expiring(self._clock()) if key in held} - self._not_let_go
+        if len(going) <= HANDFUL:
+            return False
+        await self._let_go(going)
+        return True
+
+    async def _let_go(self, going: Collection[PublicKey]) -> None:
         refused = await self.writer.let_go(going)
         self._not_let_go |= refused.keys()
         self._left = next(iter(refused.values()), self._left)

@@ -334,22 +334,19 @@ class ObservedDevice:
 # What may be done to it.
 
 
-@dataclass(frozen=True, slots=True)
-class RemovePeer:
+class RemovePeer(Struct, frozen=True, gc=False):
     """Take the peer off the interface; without effect if it is not there."""
 
     public_key: PublicKey
 
 
-@dataclass(frozen=True, slots=True)
-class CutPeer:
+class CutPeer(Struct, frozen=True, gc=False):
     """Make the peer useless at once: a random PSK and no allowed IPs, only if it is there."""
 
     public_key: PublicKey
 
 
-@dataclass(frozen=True, slots=True)
-class UpdatePeer:
+class UpdatePeer(Struct, frozen=True, gc=False):
     """Change a peer that is there, and only then.
 
     ``preshared_key``: a key, None to clear it, or KEEP. ``allowed_ips``: KEEP, or the prefixes to
@@ -363,8 +360,7 @@ class UpdatePeer:
     persistent_keepalive: int | Keep
 
 
-@dataclass(frozen=True, slots=True)
-class AddPeer:
+class AddPeer(Struct, frozen=True, gc=False):
     """Put the peer on the interface with all its allowed IPs; ``preshared_key`` None means none."""
 
     public_key: PublicKey

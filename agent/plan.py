@@ -56,6 +56,10 @@ class Held(NamedTuple):
     tenure: int
 
 
+_CUT: Final = Held(None, (), 0, False, CUT)
+"""What is known of a peer that was cut: all that is left to do is to remove it."""
+
+
 class DriftKind(StrEnum):
     """What somebody else changed."""
 
@@ -148,21 +152,20 @@ class Mirror:
         """Take in an operation that the device has carried out; ``tenure`` is that of an added peer."""
         key = operation.public_key
         self._touched.add(key)
-        match operation:
-            case RemovePeer():
-                self.peers.pop(key, None)
-            case CutPeer():
-                held = self.peers.get(key)
-                if held is not None:
-                    self.peers[key] = Held(None, (), held.persistent_keepalive, held.has_endpoint, CUT)
-            case AddPeer(_, preshared_key, allowed_ips):
-                self.peers[key] = Held(preshared_key, allowed_ips, 0, False, tenure)
-            case UpdatePeer():
-                held = self.peers.get(key)
-                if held is not None:
-                    self.peers[key] = _updated(held, operation)
-            case _:
-                assert_never(operation)
+        if isinstance(operation, AddPeer):
+            self.peers[key] = Held(operation.preshared_key, operation.allowed_ips, 0, False, tenure)
+            return
+        held = self.peers.get(key)
+        if held is None:
+            return
+        if isinstance(operation, CutPeer):
+            self.peers[key] = _CUT
+        elif isinstance(operation, RemovePeer):
+            del self.peers[key]
+        elif isinstance(operation, UpdatePeer):
+            self.peers[key] = _updated(held, operation)
+        else:
+            assert_never(operation)
 
     def adopt(self, key: PublicKey, tenure: int) -> None:
         """Count a peer that was found as in this tenure from now on."""

@@ -292,9 +292,11 @@ class Reconciler:
             if ends is not None:
                 self.reports.ended(ends)
                 self.state.unblock(self._clock())
+            # A look, or a large list, takes long enough for deadlines not to wait for it.
+            await self._pass_time()
             while step.pending:
                 await self._take(step.pending.popleft(), step)
-            self._pass_time()
+            await self._pass_time()
             position = self.position
             done = await self._reconcile(pulled=step.pulled)
         except AgentError as error:
@@ -449,7 +451,9 @@ class Reconciler:
             self._queue.put_nowait(Reap())
         return done
 
-    def _pass_time(self) -> None:
+    async def _pass_time(self) -> None:
+        if await self._keeper.cut_expired():
+            self._note_lag(self._clock())
         now = self._clock()
         self.state.tick(now)
         self._check_core_lost(now)
@@ -463,7 +467,7 @@ class Reconciler:
         state, before = self.state, len(self.state.ends)
         await self._keeper.tick()
         await self._take_news(snapshots=True)
-        self._pass_time()
+        await self._pass_time()
         now = self._clock()
         return len(state.ends) == before and not any(state.wanted(key, now) is None for key in state.dirty)
 
@@ -475,7 +479,7 @@ class Reconciler:
         if self._under_way is None:
             return
         await self._take_news(snapshots=False)
-        self._pass_time()
+        await self._pass_time()
         await self._keeper.let_go()
         await self._keeper.tick()
 
@@ -501,16 +505,21 @@ class Reconciler:
     async def _keep_books(self, *, pulled: bool) -> None:
         """Journal, count and report what ended, now that the interface has followed."""
         now = self._clock()
-        late = self._keeper.late()
-        if not late:
-            for deadline in self.state.overdue:
-                self._metrics.expiry_lag_seconds.observe(max(0.0, -deadline.remaining(now)))
-            self.state.overdue.clear()
+        late = self._note_lag(now)
         ends = await self._books.after_kernel(now, pulled=pulled, except_for=late)
         for end in ends:
             self._metrics.session_ends.labels(end.reason.value).inc()
         audit.ended(ends)
         self.reports.ended(ends)
+
+    def _note_lag(self, now: Now) -> set[PublicKey]:
+        """Measure how late those went who had to; return who is still there."""
+        late = self._keeper.late()
+        if not late:
+            for deadline in self.state.overdue:
+                self._metrics.expiry_lag_seconds.observe(max(0.0, -deadline.remaining(now)))
+            self.state.overdue.clear()
+        return late
 
     def _check_core_lost(self, now: Now) -> None:
         """Without a contact under this boot, the wall clock tells how long core has been away."""

@@ -18,6 +18,8 @@ from agent.model import EndReason, Grant, Now, PresharedKey, PublicKey, SessionP
 
 HANDSHAKE_LIFETIME = 180.0
 """Seconds after a handshake during which WireGuard still takes data under its keys (REJECT_AFTER_TIME)."""
+_PART = 128
+"""Once one in so many deadlines has come at once, looking at all costs less than taking one after another."""
 
 
 class Deadline(Struct, frozen=True, gc=False):
@@ -261,11 +263,7 @@ class DeadlineQueue:
 
     def due(self, now: Now) -> set[PublicKey]:
         """Take out and return the peers that had a deadline by now, outdated ones among them."""
-        keys: set[PublicKey] = set()
-        for heap, moment in ((self._boot, now.boot), (self._wall, now.wall)):
-            while heap and heap[0][0] <= moment:
-                keys.add(heapq.heappop(heap)[1])
-        return keys
+        return _take_due(self._boot, now.boot) | _take_due(self._wall, now.wall)
 
     def wait(self, now: Now) -> float | None:
         """Seconds to the earliest entry (0 if past), None if there is none."""
@@ -283,3 +281,16 @@ class DeadlineQueue:
         self._wall = [(d.wall, k) for k, d in deadlines.items()]
         heapq.heapify(self._boot)
         heapq.heapify(self._wall)
+
+
+def _take_due(heap: list[tuple[float, PublicKey]], moment: float) -> set[PublicKey]:
+    """Take what is due out of a heap: one by one, or all at once if that is a good part of it."""
+    keys: set[PublicKey] = set()
+    for _ in range(1 + len(heap) // _PART):
+        if not heap or heap[0][0] > moment:
+            return keys
+        keys.add(heapq.heappop(heap)[1])
+    keys |= {key for at, key in heap if at <= moment}
+    heap[:] = [entry for entry in heap if entry[0] > moment]
+    heapq.heapify(heap)
+    return keys

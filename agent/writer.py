@@ -93,14 +93,17 @@ class Writer:
             note("the interface", took)
         if pace is not None:
             pace.took(len(operations), took)
+        acknowledge, to_reap = self.mirror.acknowledge, self.to_reap
         for operation in operations:
-            self.mirror.acknowledge(operation, tenures.get(operation.public_key, FOUND))
-            if isinstance(operation, RemovePeer | AddPeer):
-                self.to_reap.pop(operation.public_key, None)
-            elif isinstance(operation, CutPeer):
-                self.to_reap[operation.public_key] = None
-            if isinstance(operation, AddPeer):
-                self._added(operation.public_key)
+            key = operation.public_key
+            acknowledge(operation, tenures.get(key, FOUND))
+            if isinstance(operation, CutPeer):
+                to_reap[key] = None
+            elif isinstance(operation, AddPeer):
+                to_reap.pop(key, None)
+                self._added(key)
+            elif isinstance(operation, RemovePeer):
+                to_reap.pop(key, None)
 
     async def let_go(self, keys: Iterable[PublicKey]) -> dict[PublicKey, DeviceError]:
         """Remove these peers, or cut them if they are many; whom the device refuses holds back no other.
@@ -117,6 +120,8 @@ class Writer:
             try:
                 await self.apply(some, {})
             except DeviceError as error:
+                if error.errno == errno.ENODEV:
+                    return refused | {left.public_key: error for left in operations[at:]}
                 refused |= await self._one_by_one(some) if many else {some[0].public_key: error}
         return refused
 

@@ -89,9 +89,11 @@ def test_a_cut_peer_gets_a_random_psk_and_loses_its_allowed_ips_only_if_it_is_th
 
 def test_each_cut_peer_gets_a_psk_of_its_own() -> None:
     numbers = itertools.count(1)
-    (body,) = netlink.encode_operations(
-        "wg0", [CutPeer(A), CutPeer(B)], lambda size: next(numbers).to_bytes(size, "big")
-    )
+
+    def random(size: int) -> bytes:
+        return b"".join(next(numbers).to_bytes(32, "big") for _ in range(size // 32))
+
+    (body,) = netlink.encode_operations("wg0", [CutPeer(A), CutPeer(B)], random)
     assert [entry[2][-1] for entry in peers(body)] == [1, 2]
 
 
