@@ -147,7 +147,8 @@ class Books:
             self._contact_at = now.boot
         self._are_journalled(rows)
         self._place, self._addresses_due = place, None
-        state.relisted -= {key for key, peer in relisted.items() if state.roster.peers.get(key) is peer}
+        listed = state.roster.peers
+        state.relisted = state.relisted - {k for k, peer in relisted.items() if listed.get(k) is peer}
         if ends:
             done = {end.session_id for end in ends}
             self._known -= done
@@ -165,6 +166,9 @@ class Books:
         for key, row in rows.items():
             if (sessions.get(key), liveness.get(key)) == row:
                 self._state.to_journal.pop(key, None)
+        if not self._state.to_journal:
+            # One that has been emptied keeps the room it had.
+            self._state.to_journal = {}
 
     async def observed(self, keys: Iterable[PublicKey]) -> bool:
         """Journal the traffic of these peers, so that no later report can be behind an earlier one.

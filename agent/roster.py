@@ -12,6 +12,8 @@ from typing import Final
 from agent.claims import Claims
 from agent.model import Peer, PublicKey, Refusal, UnreadablePeer
 
+_Holders = PublicKey | frozenset[PublicKey]
+"""Who shows a session id: nearly always one, which is not worth a set of its own (``rss_100k``)."""
 _FEW: Final = 8
 """One in so many peers may be listed differently for a list to be taken in one by one."""
 
@@ -32,7 +34,7 @@ class Roster:
         self.cleared: set[PublicKey] = set()
         self.own_key = own_key
         self._claims = Claims()
-        self._holders: dict[str, set[PublicKey]] = {}
+        self._holders: dict[str, _Holders] = {}
         self._blocked: dict[PublicKey, Refusal] = {}
 
     def list_unreadable(self, unreadable: tuple[UnreadablePeer, ...]) -> None:
@@ -69,10 +71,11 @@ class Roster:
         self.peers = peers
         self.mfa_required = mfa_required
         self._blocked.clear()
-        self._holders = {}
+        holders: dict[str, _Holders] = {}
+        self._holders = holders
         for key, peer in peers.items():
-            if peer.session is not None:
-                self._holders.setdefault(peer.session.id, set()).add(key)
+            if peer.session is not None and holders.setdefault(peer.session.id, key) is not key:
+                self._take_up(peer.session.id, key)
         self._judge_all()
 
     def require_mfa(self, mfa_required: bool) -> None:
@@ -91,8 +94,7 @@ class Roster:
         affected = self._claims.put(key, peer.allowed_ips, self.must_do_mfa(key))
         if old_id != new_id:
             if new_id is not None:
-                self._holders.setdefault(new_id, set()).add(key)
-                affected |= self._holders[new_id]
+                affected |= self._take_up(new_id, key)
             affected |= self._let_go(old_id, key)
         self._judge(affected)
 
@@ -113,7 +115,7 @@ class Roster:
         Shown again by core, it is refused.
         """
         self.ended[session_id] = granted_at
-        holders = self._holders.pop(session_id, ())
+        holders = _keys(self._holders.pop(session_id, frozenset()))
         for key in holders:
             self.peers[key] = self.peers[key]._replace(session=None)
         # It may have kept a peer out, and keeps nobody in: thousands that end at once are not judged.
@@ -147,20 +149,26 @@ class Roster:
         return peer.session_fault
 
     def _on_two_keys(self, session_id: str) -> bool:
-        return len(self._holders.get(session_id, ())) > 1
+        return isinstance(self._holders.get(session_id), frozenset)
 
-    def _let_go(self, session_id: str | None, key: PublicKey) -> set[PublicKey]:
-        """Take one holder off a session id; return the others."""
-        holders = self._holders.get(session_id) if session_id is not None else None
-        if session_id is None or holders is None:
-            return set()
-        holders.discard(key)
-        if not holders:
-            del self._holders[session_id]
-        elif len(holders) == 1:
-            # Its session may begin, even if something else still keeps the peer out.
-            self.cleared.update(holders)
+    def _take_up(self, session_id: str, key: PublicKey) -> frozenset[PublicKey]:
+        """Have one holder more of a session id; return all."""
+        holders = _keys(self._holders.get(session_id, key)) | {key}
+        self._holders[session_id] = holders if len(holders) > 1 else key
         return holders
+
+    def _let_go(self, session_id: str | None, key: PublicKey) -> frozenset[PublicKey]:
+        """Take one holder off a session id; return the others."""
+        if session_id is None or session_id not in self._holders:
+            return frozenset()
+        others = _keys(self._holders.pop(session_id)) - {key}
+        if len(others) > 1:
+            self._holders[session_id] = others
+        elif others:
+            (self._holders[session_id],) = others
+            # Its session may begin, even if something else still keeps the peer out.
+            self.cleared.update(others)
+        return others
 
     def _refusal(self, key: PublicKey) -> Refusal | None:
         peer = self.peers[key]
@@ -186,7 +194,7 @@ class Roster:
                 key in doubtful
                 or peer.fault is not None
                 or peer.session_fault is not None
-                or (session is not None and (session.id in self.ended or len(holders[session.id]) > 1))
+                or (session is not None and (session.id in self.ended or holders[session.id] is not key))
             ):
                 self._judge((key,))
 
@@ -206,3 +214,7 @@ class Roster:
                 self.refused[key] = refusal
                 if before is None:
                     self.newly_refused.add(key)
+
+
+def _keys(holders: _Holders) -> frozenset[PublicKey]:
+    return holders if isinstance(holders, frozenset) else frozenset({holders})
