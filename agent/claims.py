@@ -21,7 +21,8 @@ class Claims:
 
     def __init__(self) -> None:
         self._prefixes: dict[PublicKey, tuple[Prefix, ...]] = {}
-        self._mfa: set[PublicKey] = set()
+        self._exempt: set[PublicKey] = set()
+        """Who need not do MFA; where a location requires it these are few (``rss_100k``)."""
         self._owners: dict[Prefix, _Owners] = {}
         # By address size: the prefixes in order, so that what one contains is a run of it.
         self._ordered: dict[int, list[Prefix]] = {4: [], 16: []}
@@ -33,8 +34,8 @@ class Claims:
         owners = self._owners
         for key, prefixes, must_do_mfa in claims:
             self._prefixes[key] = prefixes
-            if must_do_mfa:
-                self._mfa.add(key)
+            if not must_do_mfa:
+                self._exempt.add(key)
             for prefix in prefixes:
                 if owners.setdefault(prefix, key) is not key:
                     self._own(prefix, key)
@@ -44,12 +45,12 @@ class Claims:
 
     def put(self, key: PublicKey, prefixes: tuple[Prefix, ...], must_do_mfa: bool) -> set[PublicKey]:
         """Set what one peer claims; return the peers (it among them) to be judged again."""
-        if self._prefixes.get(key) == prefixes and (key in self._mfa) == must_do_mfa:
+        if self._prefixes.get(key) == prefixes and (key in self._exempt) != must_do_mfa:
             return {key}
         affected = self.drop(key)
         self._prefixes[key] = prefixes
-        if must_do_mfa:
-            self._mfa.add(key)
+        if not must_do_mfa:
+            self._exempt.add(key)
         for prefix in prefixes:
             if self._own(prefix, key):
                 size = len(prefix.packed)
@@ -66,7 +67,7 @@ class Claims:
             return set()
         affected = set(self._neighbours(key))
         del self._prefixes[key]
-        self._mfa.discard(key)
+        self._exempt.discard(key)
         for prefix in prefixes:
             if self._disown(prefix, key):
                 size = len(prefix.packed)
@@ -101,7 +102,7 @@ class Claims:
         around: list[tuple[int, frozenset[PublicKey]]] = []
         for prefix in ordered:
             held = self._owners[prefix]
-            inner = (held if isinstance(held, frozenset) else frozenset({held})) & self._mfa
+            inner = (held if isinstance(held, frozenset) else frozenset({held})) - self._exempt
             if not inner:
                 continue
             first = int.from_bytes(prefix.packed, "big")
@@ -142,14 +143,14 @@ class Claims:
 
     def _neighbours(self, key: PublicKey) -> Iterator[PublicKey]:
         """Yield the peers that contest a prefix with this one."""
-        must_do_mfa = key in self._mfa
+        must_do_mfa = key not in self._exempt
         for prefix in self._prefixes.get(key, ()):
             yield from self._others(prefix, key)
             if must_do_mfa:
                 for related in self._containing(prefix):
-                    yield from (k for k in self._others(related, key) if k in self._mfa)
+                    yield from (k for k in self._others(related, key) if k not in self._exempt)
                 for related in self._contained(prefix):
-                    yield from (k for k in self._others(related, key) if k in self._mfa)
+                    yield from (k for k in self._others(related, key) if k not in self._exempt)
 
     def _containing(self, prefix: Prefix) -> Iterator[Prefix]:
         size = len(prefix.packed)

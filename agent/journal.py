@@ -275,7 +275,6 @@ class Journal:
             id=id_,
             public_key=key,
             preshared_key=None,
-            psk_digest=digest,
             granted_at=granted_at,
             expires_at=expires_at,
             ends_at=ends_at,
@@ -284,6 +283,7 @@ class Journal:
             base_rx=rx,
             base_tx=tx,
             former_digest=former,
+            journalled_digest=digest,
         )
         added_at, latest_handshake, handshake_seen_at, last_sign_at = life
         if added_at is None:

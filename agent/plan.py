@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, NamedTuple, assert_never
+from typing import Final, assert_never
+
+from msgspec import Struct, structs
 
 from agent.model import (
     KEEP,
@@ -46,7 +48,7 @@ Wanted = DesiredPeer | Leave | None
 """What is wanted of a peer: this, hands off, or that it is not on the interface."""
 
 
-class Held(NamedTuple):
+class Held(Struct, frozen=True, gc=False):
     """A peer on the interface, in so far as it matters to a plan."""
 
     preshared_key: PresharedKey | None
@@ -169,7 +171,7 @@ class Mirror:
 
     def adopt(self, key: PublicKey, tenure: int) -> None:
         """Count a peer that was found as in this tenure from now on."""
-        self.peers[key] = self.peers[key]._replace(tenure=tenure)
+        self.peers[key] = structs.replace(self.peers[key], tenure=tenure)
 
     def observe(self, device: ObservedDevice) -> tuple[list[Drift], set[PublicKey]]:
         """Take in a look at the interface.

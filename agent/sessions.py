@@ -99,8 +99,8 @@ class Session(Struct, frozen=True, gc=False):
     """A session that has not ended.
 
     ``preshared_key`` is None until core names it again after a restart that could not read it back
-    from the interface; ``psk_digest`` knows it meanwhile, and ``former_digest`` the one before the last
-    renewal, which the interface still holds if the agent died in the middle of that. ``ends_at`` is
+    from the interface; ``journalled_digest`` knows it meanwhile, and ``former_digest`` the one before the
+    last renewal, which the interface still holds if the agent died in the middle of that. ``ends_at`` is
     the hard end in core's time under the ceilings of the day it was anchored, ``deadline`` the same on
     the host's clocks.
     ``in_use`` tells whether the peer is on the interface because of it: one granted to a peer that
@@ -110,7 +110,6 @@ class Session(Struct, frozen=True, gc=False):
     id: str
     public_key: PublicKey
     preshared_key: PresharedKey | None
-    psk_digest: bytes
     granted_at: float
     expires_at: float
     ends_at: float
@@ -119,6 +118,12 @@ class Session(Struct, frozen=True, gc=False):
     base_rx: int = 0
     base_tx: int = 0
     former_digest: bytes | None = None
+    journalled_digest: bytes | None = None
+
+    @property
+    def psk_digest(self) -> bytes:
+        """SHA-256 of the PSK; empty where not even that is known, which is no PSK's."""
+        return self.journalled_digest or b"" if self.preshared_key is None else self.preshared_key.digest()
 
     def core_time(self, now: Now) -> float:
         """Core's time as this session's anchor tells it, for when core itself can't be asked."""
@@ -131,12 +136,12 @@ class Session(Struct, frozen=True, gc=False):
         """
         if self._is_of(grant):
             return self
-        digest = grant.preshared_key.digest()
+        before, digest = self.psk_digest, grant.preshared_key.digest()
         session = replace(
             self,
             preshared_key=grant.preshared_key,
-            psk_digest=digest,
-            former_digest=self.former_digest if digest == self.psk_digest else self.psk_digest,
+            former_digest=self.former_digest if digest == before else before,
+            journalled_digest=None,
         )
         if grant.expires_at == self.expires_at:
             if self.deadline.boot is None:
@@ -192,7 +197,6 @@ def begin(
         id=grant.id,
         public_key=key,
         preshared_key=grant.preshared_key,
-        psk_digest=grant.preshared_key.digest(),
         granted_at=grant.granted_at,
         expires_at=grant.expires_at,
         ends_at=ends_at,

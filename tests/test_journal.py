@@ -37,7 +37,7 @@ def session(number: int, **members: object) -> Session:
         id=f"s{number}",
         public_key=key(number),
         preshared_key=None,
-        psk_digest=psk(number).digest(),
+        journalled_digest=psk(number).digest(),
         granted_at=1_800_000_000.125,
         expires_at=1_800_003_600.25,
         ends_at=1_800_003_000.5,

@@ -4,6 +4,7 @@ from itertools import count
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from agent.model import (
     KEEP,
@@ -284,7 +285,7 @@ def test_what_we_have_changed_is_compared_even_if_it_looks_as_it_did_before() ->
 def test_who_has_not_moved_since_the_last_look_is_not_looked_at() -> None:
     mirror = holding(want(1), want(2), want(3))
     mirror.observe(raw_device(observed(1), observed(2), observed(3)))
-    mirror.peers[key(1)] = mirror.peers[key(1)]._replace(persistent_keepalive=9)
+    mirror.peers[key(1)] = structs.replace(mirror.peers[key(1)], persistent_keepalive=9)
     drift, again = mirror.observe(raw_device(observed(1), observed(2, endpoint=HOME)))
     assert ([(d.kind, d.public_key) for d in drift], again) == (
         [(DriftKind.PEER_REMOVED, key(3))],

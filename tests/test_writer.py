@@ -11,7 +11,7 @@ from agent.model import AddPeer, CutPeer, Operation, PublicKey, RemovePeer, Upda
 from agent.plan import CUT, FOUND, Plan
 from agent.writer import FEW, HANDFUL, SLICE, TURN, Pace, Writer
 from tests.support.builders import key, prefixes, psk
-from tests.support.recording_device import Host
+from tests.support.recording_device import Host, RecordingDevice
 
 
 def adds(*numbers: int) -> Plan:
@@ -68,6 +68,24 @@ def reaped(writer: Writer) -> None:
         assert await writer.reap() is False
 
     asyncio.run(main())
+
+
+def test_of_an_interface_that_is_gone_nobody_is_let_go_one_by_one() -> None:
+    host, asked = Host(exists=True), []
+    link = host.link()
+
+    def device() -> RecordingDevice:
+        asked.append(host.exists)
+        return link.device
+
+    writer = Writer(device, lambda _: None)
+    numbers = range(1, 3 * SLICE + 1)
+    carried_out(writer, adds(*numbers))
+    host.delete()
+    refused = asyncio.run(writer.let_go([key(number) for number in numbers]))
+    assert refused.keys() == {key(number) for number in numbers}
+    assert {error.errno for error in refused.values()} == {errno.ENODEV}
+    assert asked.count(False) == 1
 
 
 def kinds(host: Host) -> list[type[Operation]]:

@@ -189,15 +189,14 @@ class Bench:
         return Figure(percentile(lags, 99), raw)
 
     def mass_expiry(self) -> dict[str, Figure]:
-        """10,000 sessions due at once, while another interface is read."""
+        """10,000 sessions due at once, while another interface is read and this one is looked at.
+
+        So it is while the reference removes as many.
+        """
         peers = self.population.first(self.count(10_000))
-        theirs = self._removals(peers)
+        alone, theirs = self._removals(peers, watched=False), self._removals(peers, watched=True)
         self.begin([])
-        with ExitStack() as stack:
-            here = Here("")
-            kernel = asyncio.run(find_backend(self.gateway.interface)) == "kernel"
-            bystander = stack.enter_context(Bystander(here)) if kernel else None
-            onlooker = stack.enter_context(Onlooker(here, self.gateway.interface))
+        with self._watched(self.gateway.interface) as (bystander, onlooker):
             lasts = 40.0 + 200.0 * len(peers) / 10_000
             due = time.monotonic() + lasts
             self.serve(peers, lasts)
@@ -211,7 +210,8 @@ class Bench:
             # The agent counts from when it asked for the list, and so ends sessions early by that.
             began = due - took
             reads = None if bystander is None else bystander.between(min(began, cut - 1), removed)
-        raw = {"cut_after_due_s": cut - due, "removed_after_due_s": removed - due, "reference_s": theirs}
+        raw = {"cut_after_due_s": cut - due, "removed_after_due_s": removed - due}
+        raw |= {"reference_s": theirs, "reference_unwatched_s": alone}
         late = max(0.0, cut - due)
         figures = {"mass_expiry_10k": Figure(late / theirs, raw | {"peers": len(peers)})}
         if reads is not None:
@@ -219,10 +219,20 @@ class Bench:
             figures["stall_10k"] = Figure(reads.longest, raw)
         return figures
 
-    def _removals(self, peers: Peers) -> float:
+    @contextmanager
+    def _watched(self, interface: str) -> Iterator[tuple[Bystander | None, Onlooker]]:
+        with ExitStack() as stack:
+            here = Here("")
+            kernel = asyncio.run(find_backend(interface)) == "kernel"
+            bystander = stack.enter_context(Bystander(here)) if kernel else None
+            yield bystander, stack.enter_context(Onlooker(here, interface))
+
+    def _removals(self, peers: Peers, *, watched: bool) -> float:
         """Removing them all over netlink, in messages of 128."""
-        with plain(self.population) as (name, key):
+        with plain(self.population) as (name, key), ExitStack() as stack:
             sh("wg", "setconf", name, write_setconf(self.gateway.folder, key, peers))
+            if watched:
+                stack.enter_context(self._watched(name))
             keys = [PublicKey(parse_public_key(peer.public_key)) for peer in peers]
 
             # The agent's own messages are smaller, for others' sake.

@@ -3,7 +3,7 @@
 from agent.model import CutPeer, RemovePeer
 from agent.writer import HANDFUL
 from tests.reconciler.harness import CUT, Agent, Core, World, granted, live, with_agent
-from tests.support.builders import grant, key, peer, psk
+from tests.support.builders import grant, key, location_changed, peer, psk
 
 MANY = 200
 
@@ -39,6 +39,57 @@ def test_many_ends_are_cut_at_once_and_removed_a_handful_at_a_time(world: World)
         removed = [what for what in batches[batches.index(MANY) + 1 :] if isinstance(what, int)]
         assert sum(removed) == MANY
         assert max(removed) <= HANDFUL
+
+    with_agent(world, scenario)
+
+
+def test_who_is_past_a_deadline_is_cut_before_anything_else_is_done(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(n, lasts=30) for n in range(1, MANY + 1)] + [live(1000)]))
+        ended, before = [], len(world.host.log)
+        world.host.at = lambda _: ended.append(MANY + 1 - len(agent.state.sessions))
+        world.clock.advance(30)
+        agent.reconciler.observe()
+        await agent.tick()
+        kinds = [kind for kind, _ in world.host.log[before:]]
+        assert kinds[: MANY + 1] == ["batch"] + ["operation"] * MANY
+        assert {type(what) for _, what in world.host.log[before + 1 : before + 1 + MANY]} == {CutPeer}
+        assert kinds.index("read") > MANY
+        assert kinds.index("journal") > MANY
+        assert ended[: 2 * MANY] == [0] * (2 * MANY)
+        assert len(agent.ends()) == MANY
+
+    with_agent(world, scenario)
+
+
+def test_no_step_of_a_clock_saves_a_session_whose_peer_was_cut(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        listed = [live(n, lasts=3600) for n in range(1, MANY + 1)] + [live(1000, lasts=9000)]
+        await agent.give(core.state(listed))
+        back = [3600.0]
+        world.host.at = lambda _: world.clock.step(-back.pop()) if back else None
+        world.clock.step(3600)
+        await agent.tick()
+        assert not back
+        assert set(agent.state.sessions) == {key(1000)}
+        assert set(agent.ends().values()) == {"expired"}
+        await agent.reaped()
+        assert set(world.host.kernel.peers) == {key(1000)}
+
+    with_agent(world, scenario)
+
+
+def test_a_session_past_its_deadline_ends_though_something_else_moves_it_before(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        listed = [live(n, lasts=30) for n in range(1, MANY + 1)]
+        await agent.give(core.state(listed, mfa_required=False))
+        assert len(world.on_interface()) == MANY
+        world.clock.advance(30)
+        assert agent.state.expiring(world.clock.now) == []
+        await agent.give([core.change(location_changed(mfa_required=True))])
+        assert agent.state.sessions == {}
+        assert len(agent.ends()) == MANY
+        assert world.on_interface() == {}
 
     with_agent(world, scenario)
 

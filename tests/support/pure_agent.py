@@ -176,8 +176,8 @@ class PureAgent:
         for key in list(state.to_journal):
             session = state.sessions.get(key)
             if session is not None:
-                row = (replace(session, preshared_key=None), state.liveness.get(key), self.journal.boot_id)
-                self.journal.sessions[session.id, key] = row
+                kept = replace(session, preshared_key=None, journalled_digest=session.psk_digest)
+                self.journal.sessions[session.id, key] = kept, state.liveness.get(key), self.journal.boot_id
         state.to_journal.clear()
 
     def _journal_ends(self) -> None:

@@ -119,7 +119,7 @@ def test_keeping_the_allowed_ips_never_empties_them() -> None:
 def test_the_precompiled_path_gives_the_bytes_of_the_general_one(add: AddPeer) -> None:
     raw = ZEROS if add.preshared_key is None else add.preshared_key.raw
     general = netlink._general_peer(add.public_key, raw, REPLACE, None, add.allowed_ips)
-    assert netlink._entries(add, rnd) == general
+    assert netlink._entries(add, itertools.repeat(rnd(32))) == general
 
 
 def test_common_peers_take_the_precompiled_path() -> None:
