@@ -113,6 +113,7 @@ class _Daemon:
         self._alive_at = clock.monotonic()
         self._pinged_at = -_PING_EVERY
         self._ready = False
+        self._shown = ""
         self._stop = asyncio.Event()
         own_key = public_key(private_key)
         self._state = State(limits_of(config), own_key)
@@ -230,13 +231,6 @@ class _Daemon:
         await self._reconciler.settled.wait()
         self._ready = True
         self._notifier.ready(self._status_line())
-        shown = ""
-        while True:
-            line = self._status_line()
-            if line != shown:
-                self._notifier.status(line)
-                shown = line
-            await asyncio.sleep(1)
 
     async def _watch_guard(self) -> None:
         """Look at the guard as soon as the kernel tells of a change; without its word, at each look."""
@@ -259,6 +253,10 @@ class _Daemon:
         if self._alive_at - self._pinged_at >= _PING_EVERY:
             self._pinged_at = self._alive_at
             self._notifier.watchdog()
+        line = self._status_line()
+        if self._ready and line != self._shown:
+            self._notifier.status(line)
+            self._shown = line
 
     def _is_healthy(self) -> bool:
         return clock.monotonic() - self._alive_at < STALLED

@@ -233,21 +233,24 @@ class Keeper:
         await self._let_go(going)
 
     async def cut_expired(self) -> bool:
-        """Cut whose deadline has passed, where they are many, before anything else is done about it.
+        """Cut whose deadline has passed, where they are many, before the state has ended them.
 
-        Return whether they were. The state is still to end them, and ``follow`` to see to the rest.
+        Return whether all of them went, so that it is known how late. The rest is left to ``follow``.
         """
         held = self.writer.mirror.peers
-        going = {key for key in self._state.expiring(self._clock()) if key in held} - self._not_let_go
+        expiring = {key for key in self._state.expiring(self._clock()) if key in held}
+        going = expiring - self._not_let_go - self.stuck
         if len(going) <= HANDFUL:
             return False
-        await self._let_go(going)
-        return True
+        return await self._let_go(going) and going == expiring
 
-    async def _let_go(self, going: Collection[PublicKey]) -> None:
+    async def _let_go(self, going: Collection[PublicKey]) -> bool:
         refused = await self.writer.let_go(going)
         self._not_let_go |= refused.keys()
         self._left = next(iter(refused.values()), self._left)
+        # What was done of what failed is not known: a look before the next plan finds no drift in it.
+        self._behind |= bool(refused)
+        return not refused
 
     def late(self) -> set[PublicKey]:
         """Who has to go and is still on the interface."""

@@ -206,7 +206,7 @@ class State:
             if preshared_key is None or not observed.allowed_ips:
                 continue
             if preshared_key.digest() in {session.psk_digest, session.former_digest}:
-                self.sessions[key] = replace(session, preshared_key=preshared_key)
+                self.sessions[key] = replace(session, preshared_key=preshared_key, journalled_digest=None)
 
     def load(self, snapshot: Snapshot, now: Now) -> None:
         """Take in the whole state: what is not in it is gone, sessions it does not show have ended."""
@@ -297,10 +297,13 @@ class State:
         So that they can be cut before: ending thousands takes longer than that (``mass_expiry_10k``).
         """
         due = self._deadlines.due(now)
-        held = self.sessions.get
+        held, seen = self.sessions.get, self._expiring
         passed = {
             key: session for key in due if (session := held(key)) is not None and session.deadline.passed(now)
         }
+        if seen:
+            # One clock's deadline has passed before the other's.
+            passed = {k: one for k, one in passed.items() if k not in seen or seen[k].id != one.id}
         self._expiring |= passed
         self.overdue += [session.deadline for session in passed.values()]
         self.dirty |= self._by_element.keys() & due

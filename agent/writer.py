@@ -25,6 +25,8 @@ TURN: Final = 0.02
 """Seconds that removals in one message are to take: so long nobody else gets the kernel's network lock."""
 SLICE: Final = 512
 """Operations between two looks at the clock: deadlines do not wait for a long plan to end."""
+_OF_THE_INTERFACE: Final = frozenset({errno.ENODEV, errno.ETIMEDOUT})
+"""What is no one peer's fault: it would be the same with the next."""
 FEW: Final = 32
 """The same for operations that are sent one by one."""
 
@@ -108,30 +110,27 @@ class Writer:
     async def let_go(self, keys: Iterable[PublicKey]) -> dict[PublicKey, DeviceError]:
         """Remove these peers, or cut them if they are many; whom the device refuses holds back no other.
 
-        Returns the refused; where the interface is gone, all of them.
+        Returns the refused; where the interface is gone, or does not answer, all that are left.
         """
         going = [key for key in keys if key not in self.to_reap]
         many = len(going) > HANDFUL
         operations: list[Operation] = [CutPeer(key) if many else RemovePeer(key) for key in going]
-        size = SLICE if many else 1
+        return await self._each(operations, SLICE if many else 1)
+
+    async def _each(self, operations: Sequence[Operation], size: int) -> dict[PublicKey, DeviceError]:
+        """Apply them, ``size`` at a time, one by one where that fails; return whom the device refuses.
+
+        Where the interface is gone, or does not answer, these are all who are left.
+        """
         refused: dict[PublicKey, DeviceError] = {}
         for at in range(0, len(operations), size):
             some = operations[at : at + size]
             try:
                 await self.apply(some, {})
             except DeviceError as error:
-                if error.errno == errno.ENODEV:
+                if error.errno in _OF_THE_INTERFACE:
                     return refused | {left.public_key: error for left in operations[at:]}
-                refused |= await self._one_by_one(some) if many else {some[0].public_key: error}
-        return refused
-
-    async def _one_by_one(self, operations: Iterable[Operation]) -> dict[PublicKey, DeviceError]:
-        refused: dict[PublicKey, DeviceError] = {}
-        for operation in operations:
-            try:
-                await self.apply([operation], {})
-            except DeviceError as error:
-                refused[operation.public_key] = error
+                refused |= await self._each(some, 1) if size > 1 else {some[0].public_key: error}
         return refused
 
     async def reap(self) -> bool:
@@ -150,7 +149,7 @@ class Writer:
         except DeviceError as error:
             if error.errno == errno.ENODEV:
                 raise
-            for key in await self._one_by_one(some):
+            for key in await self._each(some, 1):
                 self.to_reap.pop(key)
                 self.to_reap[key] = None
             return False

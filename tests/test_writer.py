@@ -11,7 +11,7 @@ from agent.model import AddPeer, CutPeer, Operation, PublicKey, RemovePeer, Upda
 from agent.plan import CUT, FOUND, Plan
 from agent.writer import FEW, HANDFUL, SLICE, TURN, Pace, Writer
 from tests.support.builders import key, prefixes, psk
-from tests.support.recording_device import Host, RecordingDevice
+from tests.support.recording_device import Host
 
 
 def adds(*numbers: int) -> Plan:
@@ -70,22 +70,37 @@ def reaped(writer: Writer) -> None:
     asyncio.run(main())
 
 
-def test_of_an_interface_that_is_gone_nobody_is_let_go_one_by_one() -> None:
-    host, asked = Host(exists=True), []
-    link = host.link()
-
-    def device() -> RecordingDevice:
-        asked.append(host.exists)
-        return link.device
-
-    writer = Writer(device, lambda _: None)
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.ETIMEDOUT])
+@pytest.mark.parametrize("before", [0, SLICE + 3])
+def test_an_interface_that_does_not_answer_is_not_asked_for_each_peer(code: int, before: int) -> None:
+    writer, host, _ = new()
     numbers = range(1, 3 * SLICE + 1)
     carried_out(writer, adds(*numbers))
-    host.delete()
+    asked: list[None] = []
+
+    def at(where: str) -> None:
+        if where == "kernel":
+            asked.append(None)
+            if len(asked) > before:
+                raise DeviceError("it does not answer", errno=code)
+
+    host.at = at
     refused = asyncio.run(writer.let_go([key(number) for number in numbers]))
-    assert refused.keys() == {key(number) for number in numbers}
-    assert {error.errno for error in refused.values()} == {errno.ENODEV}
-    assert asked.count(False) == 1
+    cut = {key for key, held in writer.mirror.peers.items() if held.tenure == CUT}
+    assert refused.keys() == {key(number) for number in numbers} - cut
+    assert len(cut) == before // SLICE * SLICE
+    assert {error.errno for error in refused.values()} == {code}
+    assert len(asked) == before + 1
+
+
+def test_a_peer_that_is_refused_holds_back_no_other_of_its_batch() -> None:
+    writer, host, _ = new()
+    numbers = range(1, 2 * SLICE + 1)
+    carried_out(writer, adds(*numbers))
+    host.refuses = {key(7): frozenset({CutPeer})}
+    refused = asyncio.run(writer.let_go([key(number) for number in numbers]))
+    assert refused.keys() == {key(7)}
+    assert {k for k, held in writer.mirror.peers.items() if held.tenure != CUT} == {key(7)}
 
 
 def kinds(host: Host) -> list[type[Operation]]:

@@ -1,9 +1,11 @@
 """Many ends at once: cut first, cleaned up a few at a time (rule 8)."""
 
+import pytest
+
 from agent.model import CutPeer, RemovePeer
 from agent.writer import HANDFUL
-from tests.reconciler.harness import CUT, Agent, Core, World, granted, live, with_agent
-from tests.support.builders import grant, key, location_changed, peer, psk
+from tests.reconciler.harness import CUT, Agent, Core, World, granted, live, revoked, with_agent
+from tests.support.builders import grant, key, peer, psk
 
 MANY = 200
 
@@ -79,17 +81,59 @@ def test_no_step_of_a_clock_saves_a_session_whose_peer_was_cut(world: World) -> 
     with_agent(world, scenario)
 
 
-def test_a_session_past_its_deadline_ends_though_something_else_moves_it_before(world: World) -> None:
+def test_each_end_is_measured_once_though_its_clocks_have_gone_apart(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        listed = [live(n, lasts=30) for n in range(1, MANY + 1)]
-        await agent.give(core.state(listed, mfa_required=False))
-        assert len(world.on_interface()) == MANY
+        await agent.give(core.state([live(n, lasts=30) for n in range(1, MANY + 1)]))
+        world.clock.advance(29.9)
+        world.clock.step(0.1)
+        world.host.apply_takes = lambda _: world.clock.advance(0.2)
+        await agent.tick()
+        assert agent.metric("wg_agent_expiry_lag_seconds_count") == MANY
+        assert agent.metric("wg_agent_expiry_lag_seconds_sum") == pytest.approx(0.2 * MANY)
+        assert agent.state.overdue == []
+
+    with_agent(world, scenario)
+
+
+def test_one_of_many_who_can_not_be_cut_is_late(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(n, lasts=30) for n in range(1, MANY + 1)]))
+        world.host.refuses[key(1)] = frozenset({RemovePeer, CutPeer})
         world.clock.advance(30)
-        assert agent.state.expiring(world.clock.now) == []
-        await agent.give([core.change(location_changed(mfa_required=True))])
-        assert agent.state.sessions == {}
-        assert len(agent.ends()) == MANY
+        await agent.tick()
+        assert set(world.on_interface()) == {key(1)}
+        world.clock.advance(5)
+        await agent.tick()
+        assert agent.reconciler.expiry_late is True
+        world.host.refuses.clear()
+        await agent.tick()
         assert world.on_interface() == {}
+        assert agent.reconciler.expiry_late is False
+
+    with_agent(world, scenario)
+
+
+def test_a_cut_that_failed_is_nobody_elses_drift(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(n, lasts=30) for n in range(1, MANY + 1)] + [live(1000)]))
+        world.clock.advance(30)
+        world.host.fails, world.host.before_failing = 2, MANY // 2
+        agent.reconciler.observe()
+        await agent.tick()
+        assert set(world.on_interface()) == {key(1000)}
+        assert agent.drift() == {}
+
+    with_agent(world, scenario)
+
+
+def test_a_plan_whose_cuts_fail_halfway_still_ends_in_everybody_gone(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(n) for n in range(1, MANY + 1)] + [live(1000)]))
+        world.host.fails, world.host.before_failing = 1, MANY // 2
+        await agent.give([core.change(revoked(n, f"s{n}")) for n in range(1, MANY + 1)])
+        assert set(world.on_interface()) == {key(1000)}
+        await agent.reaped()
+        assert set(world.host.kernel.peers) == {key(1000)}
 
     with_agent(world, scenario)
 

@@ -4,6 +4,7 @@ import pytest
 
 from agent.model import (
     EndReason,
+    Now,
     PeerRemoved,
     PeerUpserted,
     Refusal,
@@ -291,3 +292,33 @@ def test_a_core_that_sets_a_shorter_lifetime_does_not_shorten_the_memory() -> No
     agent.tick(after(60))
     assert agent.kernel.peers == {}
     assert agent.state.forget_ended(after(100)) == []
+
+
+LATER = grant("s-1", 2, lasts=9000)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda agent, now: agent.tick(now),
+        lambda agent, now: agent.observe(now),
+        lambda agent, now: agent.change(SessionGranted(key(1), LATER), now),
+        lambda agent, now: agent.change(PeerUpserted(peer(1, session=LATER)), now),
+        lambda agent, now: agent.change(location_changed(mfa_required=False), now),
+        lambda agent, now: agent.load(snapshot([peer(1, session=LATER), peer(2)], revision=2), now),
+    ],
+    ids=["tick", "look", "renewal", "entry with a renewal", "MFA off", "state with a renewal"],
+)
+def test_a_session_seen_past_its_deadline_ends_whatever_comes_next_and_whatever_clocks_say_then(
+    then: Callable[[PureAgent, Now], object],
+) -> None:
+    agent = granted()
+    for _ in range(2):
+        assert agent.state.expiring(after(10, step=3600)) == [key(1)]
+    assert len(agent.state.overdue) == 1
+    assert set(agent.state.sessions) == {key(1)}
+    then(agent, after(11))
+    assert agent.state.sessions == {}
+    assert reasons(agent) == [("s-1", EndReason.EXPIRED)]
+    assert "s-1" in agent.state.roster.ended
+    assert not passes(agent, 12)

@@ -1,4 +1,5 @@
 import itertools
+import os
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -88,13 +89,11 @@ def test_a_cut_peer_gets_a_random_psk_and_loses_its_allowed_ips_only_if_it_is_th
 
 
 def test_each_cut_peer_gets_a_psk_of_its_own() -> None:
-    numbers = itertools.count(1)
-
-    def random(size: int) -> bytes:
-        return b"".join(next(numbers).to_bytes(32, "big") for _ in range(size // 32))
-
-    (body,) = netlink.encode_operations("wg0", [CutPeer(A), CutPeer(B)], random)
-    assert [entry[2][-1] for entry in peers(body)] == [1, 2]
+    many = 3 * netlink.MAX_PEERS
+    cut = [CutPeer(PublicKey(number.to_bytes(32, "big"))) for number in range(many)]
+    messages = netlink.encode_operations("wg0", cut, os.urandom)
+    psks = {entry[2] for body in messages for entry in peers(body)}
+    assert len(psks) == many
 
 
 def test_an_update_says_only_what_changes() -> None:
