@@ -50,8 +50,10 @@ class Bench:
         return max(20, int(count * self.scale))
 
     def serve(self, peers: Peers, lasts: float = LASTS, *, without: Peers = ()) -> None:
-        """Core's state from now on: these peers with sessions, and some that have none."""
-        entries = [entry(peer, session(peer, lasts)) for peer in peers]
+        """Core's state from now on: these peers with sessions, all begun now, and some that have none."""
+        # Making as many under emulation takes seconds, and they are to end at once.
+        now = time.time()
+        entries = [entry(peer, session(peer, lasts, began=now)) for peer in peers]
         entries += [entry(peer, None) for peer in without]
         self.core.serve(state(entries, self.core.revision + 1), self.core.revision + 1)
 

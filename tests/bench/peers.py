@@ -51,9 +51,11 @@ def when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def session(peer: BenchPeer, lasts: float, *, generation: int = 0) -> dict[str, str]:
-    """A session that began now."""
-    now = time.time()
+def session(
+    peer: BenchPeer, lasts: float, *, generation: int = 0, began: float | None = None
+) -> dict[str, str]:
+    """A session that began now, or at another moment (Unix seconds)."""
+    now = time.time() if began is None else began
     return {
         "id": f"s-{generation}-{peer.number}",
         "preshared_key": peer.preshared_key,
