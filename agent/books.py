@@ -64,7 +64,6 @@ class Books:
         self._patience = patience or Patience()
         self._disk = ThreadPoolExecutor(1, "journal")
         self._hanging: asyncio.Future[Any] | None = None
-        self._known: set[str] = set()
         self._contact_at = 0.0
         self._forgot_at = 0.0
         self._loaded = False
@@ -87,7 +86,6 @@ class Books:
             _log.error("journal unreadable, set aside", path=str(self._journal.set_aside))
         self._state.traffic.restore(loaded.traffic)
         self._state.restore(loaded.restored, now)
-        self._known = {session.id for session, _ in loaded.restored.sessions}
         if loaded.contact is not None:
             self.heard = loaded.contact
         return loaded
@@ -106,12 +104,12 @@ class Books:
             if end.reason is EndReason.REPLACED and end.public_key in state.to_journal
         ]
         if await self.write(entry):
-            self._known.update(session.id for session, _ in entry.sessions)
+            state.begun = state.begun - {session.id for session, _ in entry.sessions}
             self._are_journalled(rows)
             return []
         live = {key: state.sessions[key] for key in rows if key in state.sessions}
         refused = state.roster.refused
-        return [key for key, s in live.items() if s.id not in self._known and key not in refused]
+        return [key for key, s in live.items() if s.id in state.begun and key not in refused]
 
     async def after_kernel(
         self, now: Now, *, pulled: bool, except_for: Collection[PublicKey]
@@ -125,7 +123,7 @@ class Books:
         ends = tuple(end for end in state.ends if end.public_key not in except_for)
         entry = Entry(ends=[(end, ended.get(end.session_id, end.ended_at)) for end in ends])
         # Signs of life and lowered ceilings, which no plan has carried to the journal.
-        rows = {key: row for key, row in self._rows(state.to_journal).items() if row[0].id in self._known}
+        rows = {key: row for key, row in self._rows(state.to_journal).items() if row[0].id not in state.begun}
         entry.sessions = list(rows.values())
         relisted = {key: state.roster.peers.get(key) for key in state.relisted}
         entry.peers = [peer for peer in relisted.values() if peer is not None]
@@ -151,7 +149,6 @@ class Books:
         state.relisted = state.relisted - {k for k, peer in relisted.items() if listed.get(k) is peer}
         if ends:
             done = {end.session_id for end in ends}
-            self._known -= done
             state.ends[:] = [end for end in state.ends if end.session_id not in done]
         return ends
 

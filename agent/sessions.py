@@ -248,6 +248,13 @@ class Liveness(Struct, frozen=True, gc=False):
         return EndReason.NEVER_CONNECTED if self.last_sign_at is None else EndReason.IDLE
 
 
+class _Due(Struct, frozen=True, order=True, gc=False):
+    """A deadline on one clock; half the size of a tuple (``rss_100k``)."""
+
+    at: float
+    key: PublicKey
+
+
 class DeadlineQueue:
     """The earliest deadline of many, on both clocks, at O(log n) a change.
 
@@ -256,14 +263,14 @@ class DeadlineQueue:
     """
 
     def __init__(self) -> None:
-        self._boot: list[tuple[float, PublicKey]] = []
-        self._wall: list[tuple[float, PublicKey]] = []
+        self._boot: list[_Due] = []
+        self._wall: list[_Due] = []
 
     def put(self, key: PublicKey, deadline: Deadline) -> None:
         """Add a deadline of this peer's session."""
         if deadline.boot is not None:
-            heapq.heappush(self._boot, (deadline.boot, key))
-        heapq.heappush(self._wall, (deadline.wall, key))
+            heapq.heappush(self._boot, _Due(deadline.boot, key))
+        heapq.heappush(self._wall, _Due(deadline.wall, key))
 
     def due(self, now: Now) -> set[PublicKey]:
         """Take out and return the peers that had a deadline by now, outdated ones among them."""
@@ -272,7 +279,7 @@ class DeadlineQueue:
     def wait(self, now: Now) -> float | None:
         """Seconds to the earliest entry (0 if past), None if there is none."""
         waits = [
-            heap[0][0] - moment for heap, moment in ((self._boot, now.boot), (self._wall, now.wall)) if heap
+            heap[0].at - moment for heap, moment in ((self._boot, now.boot), (self._wall, now.wall)) if heap
         ]
         return max(0.0, min(waits)) if waits else None
 
@@ -281,20 +288,20 @@ class DeadlineQueue:
 
     def rebuild(self, deadlines: dict[PublicKey, Deadline]) -> None:
         """Start over from these, dropping what was left behind."""
-        self._boot = [(d.boot, k) for k, d in deadlines.items() if d.boot is not None]
-        self._wall = [(d.wall, k) for k, d in deadlines.items()]
+        self._boot = [_Due(d.boot, k) for k, d in deadlines.items() if d.boot is not None]
+        self._wall = [_Due(d.wall, k) for k, d in deadlines.items()]
         heapq.heapify(self._boot)
         heapq.heapify(self._wall)
 
 
-def _take_due(heap: list[tuple[float, PublicKey]], moment: float) -> set[PublicKey]:
+def _take_due(heap: list[_Due], moment: float) -> set[PublicKey]:
     """Take what is due out of a heap: one by one, or all at once if that is a good part of it."""
     keys: set[PublicKey] = set()
     for _ in range(1 + len(heap) // _PART):
-        if not heap or heap[0][0] > moment:
+        if not heap or heap[0].at > moment:
             return keys
-        keys.add(heapq.heappop(heap)[1])
-    keys |= {key for at, key in heap if at <= moment}
-    heap[:] = [entry for entry in heap if entry[0] > moment]
+        keys.add(heapq.heappop(heap).key)
+    keys |= {due.key for due in heap if due.at <= moment}
+    heap[:] = [due for due in heap if due.at > moment]
     heapq.heapify(heap)
     return keys

@@ -84,6 +84,8 @@ class State:
         """Peers that core lists differently from what the journal holds, or no longer."""
         self.to_journal: dict[PublicKey, None] = {}
         """Peers whose session (or its signs of life) is not in the journal as it is here."""
+        self.begun: set[str] = set()
+        """Ids of sessions of which the journal has nothing yet."""
         self.ends: list[SessionEnd] = []
         """Session ends that are not in the journal yet."""
         self.overdue: list[Deadline] = []
@@ -512,6 +514,7 @@ class State:
                 in_use=self.roster.must_do_mfa(key),
                 base=(traffic.rx_bytes, traffic.tx_bytes),
             )
+            self.begun.add(session.id)
         else:
             session = held.renewed(grant, max_lifetime, core_time, now)
             if session is held or session == held:
@@ -546,6 +549,7 @@ class State:
             )
         )
         self.to_journal.pop(key, None)
+        self.begun.discard(session.id)
         self.roster.end(session.id, session.granted_at)
         if session.in_use:
             self._new_tenure(key)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 import structlog
+from msgspec import Struct
 
 from agent import clock
 from agent.encoding import format_key
@@ -26,8 +27,16 @@ from agent.state import State
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
-_Held = tuple[tuple[Prefix, ...], Deadline | None]
-"""A peer's prefixes as they were admitted, and until when."""
+
+
+class _Held(Struct, frozen=True, gc=False):
+    """A peer's prefixes as they were admitted, and until when."""
+
+    prefixes: tuple[Prefix, ...] = ()
+    deadline: Deadline | None = None
+
+
+_NOTHING: Final = _Held()
 
 _LEASE_EVERY: Final = 0.8
 """Seconds at least between two renewals of the lease: once a tick."""
@@ -121,9 +130,9 @@ class Warden:
             prefixes, remaining, _ = admission
             left = contents.remaining(prefixes)
             if not compare({key: admission}, contents.of(prefixes), lease_demanded=True).drift:
-                self._hold(key, *self._as_held(key, admission))
+                self._hold(key, self._as_held(key, admission))
             elif left and remaining is not None:
-                self._hold(key, prefixes, Deadline(now.boot + left, now.wall + left))
+                self._hold(key, _Held(prefixes, Deadline(now.boot + left, now.wall + left)))
         self._adopted = True
 
     def link_made(self) -> None:
@@ -183,12 +192,12 @@ class Warden:
                 continue
             admission = self._admission(key, now)
             kept = () if admission is None else admission.prefixes
-            gone += [p for p in held[0] if p not in kept and self._owner.get(p) == key]
+            gone += [p for p in held.prefixes if p not in kept and self._owner.get(p) == key]
             if admission is None:
                 del self._held[key]
             else:
                 # Not as it is wanted but as it was written: what has not been is written later.
-                self._held[key] = tuple(p for p in held[0] if p in kept), held[1]
+                self._held[key] = _Held(tuple(p for p in held.prefixes if p in kept), held.deadline)
                 self._unsettled.add(key)
         for prefix in gone:
             del self._owner[prefix]
@@ -373,7 +382,7 @@ class Warden:
         if peer is not None and peer.allowed_ips:
             return Admission(peer.allowed_ips, remaining)
         held = self._held.get(key)
-        return None if held is None else Admission(held[0], remaining)
+        return None if held is None else Admission(held.prefixes, remaining)
 
     def _admissions(
         self, keys: Iterable[PublicKey], now: Now, *, changed_only: bool = False
@@ -391,7 +400,7 @@ class Warden:
 
     def _as_held(self, key: PublicKey, admission: Admission) -> _Held:
         deadline = None if admission.remaining is None else self._state.sessions[key].deadline
-        return admission.prefixes, deadline
+        return _Held(admission.prefixes, deadline)
 
     def _all_as_held(self, admissions: Mapping[PublicKey, Admission]) -> dict[PublicKey, _Held]:
         return {key: self._as_held(key, admission) for key, admission in admissions.items()}
@@ -433,7 +442,9 @@ class Warden:
                 owner = self._owner.pop(prefix, None)
                 if owner is not None and (theirs := self._held.get(owner)) is not None:
                     self._unsettled.add(owner)
-                    self._held[owner] = tuple(p for p in theirs[0] if p != prefix), theirs[1]
+                    self._held[owner] = _Held(
+                        tuple(p for p in theirs.prefixes if p != prefix), theirs.deadline
+                    )
             # That took a while, and the guard counts sessions' lives from when it is asked.
             admissions = self._admissions(admissions, self._clock())
         held = self._all_as_held(admissions)
@@ -445,16 +456,17 @@ class Warden:
         self._unsettled |= refused.keys()
         # Whose session is nearly over is refused, and barred all the same.
         self._untidy |= bool(refused)
-        for key, (prefixes, deadline) in written.items():
+        for key, wanted in written.items():
             if key in refused:
                 continue
-            held = self._held.get(key)
+            held = self._held.get(key, _NOTHING)
             # What the peer had besides is dismissed once the device has followed.
-            before = () if held is None else held[0]
-            left = [p for p in before if p not in prefixes and self._owner.get(p) == key]
+            left = [p for p in held.prefixes if p not in wanted.prefixes and self._owner.get(p) == key]
             if not left:
                 self._agreed.add(key)
-            self._hold(key, (*prefixes, *left) if left else prefixes, deadline)
+                self._hold(key, wanted)
+            else:
+                self._hold(key, _Held((*wanted.prefixes, *left), wanted.deadline))
 
     async def _ask(self, work: Awaitable[_T]) -> _T:
         self.busy = True
@@ -467,9 +479,9 @@ class Warden:
         finally:
             self.busy = False
 
-    def _hold(self, key: PublicKey, prefixes: tuple[Prefix, ...], deadline: Deadline | None) -> None:
-        self._held[key] = prefixes, deadline
-        for prefix in prefixes:
+    def _hold(self, key: PublicKey, held: _Held) -> None:
+        self._held[key] = held
+        for prefix in held.prefixes:
             self._owner[prefix] = key
 
     def _forget(self) -> None:
@@ -493,7 +505,7 @@ class Warden:
         """Whether the peer needs no session, or has elements that do not outlive it."""
         if admission.remaining is None:
             return True
-        prefixes, deadline = self._held.get(key, ((), None))
-        if deadline is None or not set(prefixes) >= set(admission.prefixes):
+        held = self._held.get(key, _NOTHING)
+        if held.deadline is None or not set(held.prefixes) >= set(admission.prefixes):
             return False
-        return deadline.remaining(now) <= admission.remaining + TOLERANCE
+        return held.deadline.remaining(now) <= admission.remaining + TOLERANCE
