@@ -292,8 +292,9 @@ class Reconciler:
             if ends is not None:
                 self.reports.ended(ends)
                 self.state.unblock(self._clock())
-            # A look, or a large list, takes long enough for deadlines not to wait for it.
-            await self._pass_time()
+            if not all(isinstance(event, Tick) for event in step.pending):
+                # A look, or a large list, takes long enough for deadlines not to wait for it.
+                await self._pass_time()
             while step.pending:
                 await self._take(step.pending.popleft(), step)
             await self._pass_time()

@@ -25,10 +25,10 @@ TURN: Final = 0.02
 """Seconds that removals in one message are to take: so long nobody else gets the kernel's network lock."""
 SLICE: Final = 512
 """Operations between two looks at the clock: deadlines do not wait for a long plan to end."""
-_OF_THE_INTERFACE: Final = frozenset({errno.ENODEV, errno.ETIMEDOUT})
-"""What is no one peer's fault: it would be the same with the next."""
 FEW: Final = 32
 """The same for operations that are sent one by one."""
+_OF_THE_INTERFACE: Final = frozenset({errno.ENODEV, errno.ETIMEDOUT})
+"""What is no one peer's fault: it would be the same with the next."""
 
 
 class Pace:

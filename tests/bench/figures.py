@@ -27,11 +27,7 @@ KINDS: Final = {
     "grant_p99_scaling": Kind(1.5, 1.1, "ratio", "1,000 peers", f"{_PSK}, p99 at 100,000 peers"),
     "expiry_p99_10k": Kind(0.5, 0.1, "s", "the clock", "one session's end: deadline to cut, p99"),
     "mass_expiry_10k": Kind(
-        1.0,
-        0.5,
-        "ratio",
-        "removal in messages of 128, watched too",
-        "all sessions due at once: deadline to all cut",
+        1.0, 0.5, "ratio", "removal, 128 a message", "all due at once: deadline to all cut; both watched"
     ),
     "stall_10k": Kind(0.1, 0.02, "s", "the clock", "meanwhile, the longest read of another interface"),
     "stats_tick_10k": Kind(1.0, 0.6, "ratio", "wg show dump", "read, compare, journal; 1 % changed"),
