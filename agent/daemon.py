@@ -157,7 +157,7 @@ class _Daemon:
             started_at=clock.read().wall,
             accepted=self._sync.core_found,
         )
-        self._timers = Timers(self._reconciler, config.stats.interval, self._alive)
+        self._timers = Timers(self._reconciler, config.stats.interval, self._ticked)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -253,8 +253,11 @@ class _Daemon:
         if self._alive_at - self._pinged_at >= _PING_EVERY:
             self._pinged_at = self._alive_at
             self._notifier.watchdog()
+
+    def _ticked(self) -> None:
+        self._alive()
         line = self._status_line()
-        if self._ready and line != self._shown:
+        if self._ready and line != self._shown and not self._stop.is_set():
             self._notifier.status(line)
             self._shown = line
 

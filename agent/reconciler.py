@@ -292,7 +292,7 @@ class Reconciler:
             if ends is not None:
                 self.reports.ended(ends)
                 self.state.unblock(self._clock())
-            if not all(isinstance(event, Tick) for event in step.pending):
+            if not all(isinstance(event, Tick | Reap) for event in step.pending):
                 # A look, or a large list, takes long enough for deadlines not to wait for it.
                 await self._pass_time()
             while step.pending:
