@@ -1,5 +1,8 @@
 """Many ends at once: cut first, cleaned up a few at a time (rule 8)."""
 
+import errno
+import itertools
+
 import pytest
 
 from agent.model import CutPeer, RemovePeer
@@ -121,6 +124,51 @@ def test_a_cut_that_failed_is_nobody_elses_drift(world: World) -> None:
         agent.reconciler.observe()
         await agent.tick()
         assert set(world.on_interface()) == {key(1000)}
+        assert agent.drift() == {}
+
+    with_agent(world, scenario)
+
+
+def test_an_interface_that_vanishes_amid_the_cut_comes_back_with_nobody_who_had_to_go(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(n, lasts=30) for n in range(1, MANY + 1)] + [live(1000)]))
+        world.clock.advance(30)
+        asked = itertools.count()
+
+        def vanishes(where: str) -> None:
+            if where == "kernel" and next(asked) == MANY // 2:
+                world.host.delete()
+                world.host.existing()
+
+        world.host.at = vanishes
+        await agent.tick()
+        assert next(asked) > MANY // 2
+        assert world.host.exists
+        assert set(world.host.kernel.peers) == {key(1000)}
+        assert len(agent.ends()) == MANY
+        assert agent.reconciler.expiry_late is False
+        assert agent.drift() == {"interface": 1}
+
+    with_agent(world, scenario)
+
+
+def test_whoever_could_not_be_cut_while_the_interface_did_not_answer_goes_once_it_does(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(n, lasts=30) for n in range(1, MANY + 1)] + [live(1000)]))
+        world.clock.advance(30)
+        world.host.fails, world.host.reads_fail, world.host.error = 1000, 1000, errno.ETIMEDOUT
+        await agent.tick()
+        asked = 1000 - world.host.fails
+        assert asked < MANY
+        assert agent.state.sessions.keys() == {key(1000)}
+        assert agent.ends() == {}
+        world.clock.advance(5)
+        await agent.tick()
+        assert agent.reconciler.expiry_late is True
+        world.host.fails = world.host.reads_fail = 0
+        await agent.tick()
+        assert set(world.on_interface()) == {key(1000)}
+        assert len(agent.ends()) == MANY
         assert agent.drift() == {}
 
     with_agent(world, scenario)
