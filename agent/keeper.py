@@ -35,7 +35,7 @@ from agent.plan import CUT, FOUND, Drift, DriftKind, Plan, make_plan
 from agent.ports import Link
 from agent.state import State
 from agent.warden import Warden
-from agent.writer import HANDFUL, Writer
+from agent.writer import HANDFUL, OF_THE_INTERFACE, Writer
 
 _log = structlog.get_logger(__name__)
 
@@ -426,6 +426,7 @@ class Keeper:
             except DeviceError as error:
                 if error.errno == errno.ENODEV:
                     self.stuck.clear()
+                if error.errno in OF_THE_INTERFACE:
                     raise
             else:
                 self.stuck.discard(key)

@@ -58,7 +58,7 @@ class Held(Struct, frozen=True, gc=False):
     tenure: int
 
 
-_CUT: Final = Held(None, (), 0, False, CUT)
+_USELESS: Final = Held(None, (), 0, False, CUT)
 """What is known of a peer that was cut: all that is left to do is to remove it."""
 
 
@@ -161,7 +161,7 @@ class Mirror:
         if held is None:
             return
         if isinstance(operation, CutPeer):
-            self.peers[key] = _CUT
+            self.peers[key] = _USELESS
         elif isinstance(operation, RemovePeer):
             del self.peers[key]
         elif isinstance(operation, UpdatePeer):

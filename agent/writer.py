@@ -27,7 +27,7 @@ SLICE: Final = 512
 """Operations between two looks at the clock: deadlines do not wait for a long plan to end."""
 FEW: Final = 32
 """The same for operations that are sent one by one."""
-_OF_THE_INTERFACE: Final = frozenset({errno.ENODEV, errno.ETIMEDOUT})
+OF_THE_INTERFACE: Final = frozenset({errno.ENODEV, errno.ETIMEDOUT})
 """What is no one peer's fault: it would be the same with the next."""
 
 
@@ -128,7 +128,7 @@ class Writer:
             try:
                 await self.apply(some, {})
             except DeviceError as error:
-                if error.errno in _OF_THE_INTERFACE:
+                if error.errno in OF_THE_INTERFACE:
                     return refused | {left.public_key: error for left in operations[at:]}
                 refused |= await self._each(some, 1) if size > 1 else {some[0].public_key: error}
         return refused
@@ -137,7 +137,7 @@ class Writer:
         """Remove a few of the peers that were cut; return whether to go on at once.
 
         One that the device will not remove goes to the end of the line and waits for another time.
-        Raises DeviceError if the interface is gone.
+        Raises DeviceError if the interface is gone or does not answer.
         """
         some = [RemovePeer(key) for key in islice(self.to_reap, self._reaping.count)]
         if not some:
@@ -147,7 +147,7 @@ class Writer:
         try:
             await self.apply(some, {}, self._reaping)
         except DeviceError as error:
-            if error.errno == errno.ENODEV:
+            if error.errno in OF_THE_INTERFACE:
                 raise
             for key in await self._each(some, 1):
                 self.to_reap.pop(key)
@@ -166,7 +166,8 @@ class Writer:
         """Apply each operation by itself; return what the device would not do, by peer, and whether all
         was tried.
 
-        A peer that could not be removed is not added over what it is: its old keys would live on.
+        A peer that could not be removed is not added over what it is: its old keys would live on. Raises
+        DeviceError if the interface is gone or does not answer.
         """
         refused: dict[PublicKey, tuple[Operation, DeviceError]] = {}
         for number, operation in enumerate(plan, 1):
@@ -175,7 +176,7 @@ class Writer:
             try:
                 await self.apply([operation], plan.tenures)
             except DeviceError as error:
-                if error.errno == errno.ENODEV:
+                if error.errno in OF_THE_INTERFACE:
                     raise
                 refused[operation.public_key] = operation, error
             if number % FEW == 0 and not await between():

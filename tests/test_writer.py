@@ -328,6 +328,32 @@ def test_one_by_one_does_all_that_can_be_done() -> None:
     assert set(writer.mirror.peers) == set(host.kernel.peers) == {key(1), key(3)}
 
 
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.ETIMEDOUT])
+def test_an_interface_that_does_not_answer_is_asked_once_one_by_one_and_by_the_reaping(code: int) -> None:
+    writer, host, _ = new()
+    numbers = range(1, 2 * HANDFUL + 1)
+    carried_out(writer, adds(*numbers), removes(*numbers))
+    asked: list[None] = []
+
+    def at(where: str) -> None:
+        if where == "kernel":
+            asked.append(None)
+            raise DeviceError("it does not answer", errno=code)
+
+    host.at = at
+
+    async def main() -> None:
+        for call in (lambda: writer.one_by_one(adds(101, 102, 103), go_on), writer.reap):
+            asked.clear()
+            with pytest.raises(DeviceError) as caught:
+                await call()
+            assert caught.value.errno == code
+            assert len(asked) == 1
+
+    asyncio.run(main())
+    assert list(writer.to_reap) == [key(number) for number in numbers]
+
+
 def test_one_by_one_adds_nobody_over_what_could_not_be_removed() -> None:
     writer, host, _ = new()
     carried_out(writer, adds(1))

@@ -31,6 +31,9 @@ from agent.wireguard.userspace import UserspaceDevice
 _IFF_UP: Final = 1
 _RTN_UNICAST: Final = 1
 _SOCKET_TIMEOUT: Final = 5.0
+# How long a tun link may outlive the socket of the program that made it, and how often to look.
+_DYING: Final = 2.0
+_POLL: Final = 0.05
 
 
 class Backend(StrEnum):
@@ -117,8 +120,16 @@ async def ensure_interface(
 
 
 async def find_backend(name: str) -> Backend | None:
-    """Return who implements the interface, None if there is none; EEXIST if it is no WireGuard."""
+    """Return who implements the interface, None if there is none; EEXIST if it is no WireGuard.
+
+    A tun link that nobody answers for is given a moment: of a program that dies the socket may go first.
+    """
     link = await read_link(name)
+    for _ in range(int(_DYING / _POLL)):
+        if link is None or link.kind != "tun" or await userspace.answers(name):
+            break
+        await asyncio.sleep(_POLL)
+        link = await read_link(name)
     if link is None:
         return None
     if link.kind == "wireguard":

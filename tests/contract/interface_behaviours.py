@@ -174,6 +174,14 @@ async def an_interface_of_another_kind_is_left_alone(place: Place) -> None:
 
 
 @behaviour
+async def a_link_that_outlives_its_program_for_a_moment_is_waited_for(place: Place) -> None:
+    await place.run("ip", "tuntap", "add", place.name, "mode", "tun")
+    going = asyncio.create_task(place.run("sh", "-c", f"sleep 0.5; ip link delete {place.name}"))
+    assert await find_backend(place.name) is None
+    await going
+
+
+@behaviour
 async def an_interface_of_the_other_implementation_is_left_alone(place: Place) -> None:
     await place.ensure()
     other = Backend.USERSPACE if place.backend is Backend.KERNEL else Backend.KERNEL

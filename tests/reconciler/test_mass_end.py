@@ -293,3 +293,21 @@ def test_a_grant_comes_through_between_two_handfuls(world: World) -> None:
         assert world.on_interface()[key(300)] == psk(9)
 
     with_agent(world, scenario)
+
+
+def test_an_interface_that_does_not_answer_is_asked_once_for_all_that_are_stuck_on_it(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        stuck = range(1, 6)
+        await agent.give(core.state([*(live(n) for n in stuck), live(1000)]))
+        world.host.refuses = {key(n): frozenset({RemovePeer, CutPeer}) for n in stuck}
+        await agent.give([core.change(revoked(n, f"s{n}")) for n in stuck])
+        assert set(world.on_interface()) == {*map(key, stuck), key(1000)}
+        world.host.refuses = {}
+        world.host.fails, world.host.reads_fail, world.host.error = 1000, 1000, errno.ETIMEDOUT
+        await agent.tick()
+        assert 1000 - world.host.fails == 1
+        world.host.fails = world.host.reads_fail = 0
+        await agent.tick()
+        assert set(world.on_interface()) == {key(1000)}
+
+    with_agent(world, scenario)
