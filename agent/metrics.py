@@ -8,7 +8,9 @@ client library takes ten times as long, and a gateway may have 100,000 peers.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -24,7 +26,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from agent.encoding import format_key
-from agent.model import EndReason, Peer, Prefix, PublicKey, Refusal
+from agent.model import EndReason, Peer, Refusal
 from agent.traffic import Traffic
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -46,7 +48,8 @@ _SERIES: Final = (
     ),
 )
 """Name, type and help of each series, and the member of ``PeerSeries`` that it shows."""
-_PIECE: Final = 1000
+_PIECE: Final = 250
+_SPECIAL: Final = re.compile(r'[\\"\n]')
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
@@ -76,7 +79,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.per_peer = per_peer
         self._peers = peers
-        self._renderer = PeerRenderer(interface)
+        self._interface = interface
         self._one_at_a_time = asyncio.Lock()
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -193,43 +196,35 @@ class Metrics:
 
     def _render(self, peers: Sequence[PeerSeries]) -> bytes:
         own = generate_latest(self._registry)
-        return b"".join((own, *self._renderer.render(peers))) if self.per_peer else own
+        return b"".join((own, *render_peers(self._interface, peers))) if self.per_peer else own
 
 
-class PeerRenderer:
-    """Renders the three series of every peer; keeps the labels of the peers it saw last."""
+def render_peers(interface: str, peers: Sequence[PeerSeries]) -> Iterator[bytes]:
+    """Give the three series of every peer as Prometheus text, in pieces.
 
-    def __init__(self, interface: str) -> None:
-        self._interface = _escape(interface)
-        self._labels: dict[PublicKey, tuple[str, tuple[Prefix, ...], str]] = {}
+    Each piece is made by itself, since the whole takes three times its size to put together; and nothing is
+    kept for the next scrape (``rss_10k``).
+    """
+    before_key = f'{{interface="{_escape(interface)}",public_key="'
+    texts: list[list[bytes]] = [
+        [f"# HELP {series} {about}\n# TYPE {series} {kind}\n".encode()] for series, kind, about, _ in _SERIES
+    ]
+    for at in range(0, len(peers), _PIECE):
+        some = peers[at : at + _PIECE]
+        labels = [before_key + _labels(peer) for peer, _ in some]
+        for (series, _, _, member), pieces in zip(_SERIES, texts, strict=True):
+            values = map(operator.attrgetter(member), some)
+            lines = [f"{series}{of}{value}\n" for of, value in zip(labels, values, strict=True)]
+            pieces.append("".join(lines).encode())
+    return itertools.chain.from_iterable(texts)
 
-    def render(self, peers: Sequence[PeerSeries]) -> Iterator[bytes]:
-        """Give the series as Prometheus text, in pieces; not to be called twice at once.
 
-        Each piece is made by itself, since the whole takes three times its size to put together.
-        """
-        before, seen, labels = self._labels, {}, []
-        for peer, _ in peers:
-            kept = before.get(peer.public_key)
-            if kept is None or kept[0] is not peer.name or kept[1] is not peer.allowed_ips:
-                rendered = self._render_labels(peer.public_key, peer.name, peer.allowed_ips)
-                kept = (peer.name, peer.allowed_ips, rendered)
-            seen[peer.public_key] = kept
-            labels.append(kept[2])
-        self._labels = seen
-        for series, kind, about, member in _SERIES:
-            yield f"# HELP {series} {about}\n# TYPE {series} {kind}\n".encode()
-            values = map(operator.attrgetter(member), peers)
-            for at in range(0, len(peers), _PIECE):
-                some = zip(labels[at : at + _PIECE], values, strict=False)
-                yield "".join([f"{series}{of}{value}\n" for of, value in some]).encode()
-
-    def _render_labels(self, key: PublicKey, name: str, allowed_ips: tuple[Prefix, ...]) -> str:
-        return (
-            f'{{interface="{self._interface}",public_key="{format_key(key)}",'
-            f'allowed_ips="{",".join(map(str, allowed_ips))}",friendly_name="{_escape(name)}"}} '
-        )
+def _labels(peer: Peer) -> str:
+    allowed_ips = ",".join(map(str, peer.allowed_ips))
+    return (
+        f'{format_key(peer.public_key)}",allowed_ips="{allowed_ips}",friendly_name="{_escape(peer.name)}"}} '
+    )
 
 
 def _escape(value: str) -> str:
-    return value.translate(_ESCAPES)
+    return value.translate(_ESCAPES) if _SPECIAL.search(value) else value

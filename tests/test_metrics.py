@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.encoding import format_key
-from agent.metrics import CONTENT_TYPE, Metrics, PeerRenderer, PeerSeries
+from agent.metrics import CONTENT_TYPE, Metrics, PeerSeries, render_peers
 from agent.model import EndReason, Peer, Prefix, PublicKey, Refusal
 from agent.traffic import Traffic
 
@@ -63,17 +63,16 @@ def test_peers_have_the_exporters_names_and_labels() -> None:
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\\nb", "a\nb", "{}", "é", 'x",y="z', ""])
 def test_a_name_cannot_break_out_of_its_label(name: str) -> None:
-    families = list(text_string_to_metric_families(text(PeerRenderer("wg0").render([peer(1, name)]))))
+    families = list(text_string_to_metric_families(text(render_peers("wg0", [peer(1, name)]))))
 
     assert [f.samples[0].labels["friendly_name"] for f in families] == [name] * 3
     assert [len(f.samples) for f in families] == [1, 1, 1]
 
 
 def test_a_scrape_shows_what_changed_since_the_last() -> None:
-    renderer = PeerRenderer("wg0")
-    text(renderer.render([peer(1), peer(2)]))
+    text(render_peers("wg0", [peer(1), peer(2)]))
 
-    second = text(renderer.render([moved(peer(1, "bob"), rx_bytes=7), peer(3)]))
+    second = text(render_peers("wg0", [moved(peer(1, "bob"), rx_bytes=7), peer(3)]))
 
     received = parsed(second)["wireguard_received_bytes_total"]
     assert {dict(labels)["public_key"] for labels in received} == {
@@ -87,7 +86,7 @@ def test_a_scrape_shows_what_changed_since_the_last() -> None:
 
 def test_every_peer_has_its_own_numbers_however_many_there_are() -> None:
     many = [moved(peer(n, f"n{n}"), latest_handshake=float(n)) for n in range(2500)]
-    series = parsed(text(PeerRenderer("wg0").render(many)))
+    series = parsed(text(render_peers("wg0", many)))
     for name, of in (
         ("wireguard_sent_bytes_total", lambda n: 2000 + n),
         ("wireguard_received_bytes_total", lambda n: 1000 + n),

@@ -1,8 +1,6 @@
 """What an agent costs that has nothing to do: processor time and memory.
 
-``python -m tests.bench.idle agent FOLDER`` is the real daemon with ``StandInLink`` in WireGuard's place (the
-guard and the journal are the real ones); ``python -m tests.bench.idle PEERS SERIES FILE SEED`` measures one,
-in a namespace of its own.
+``python -m tests.bench.idle PEERS SERIES FILE SEED`` measures one agent, in a namespace of its own.
 """
 
 import os
@@ -15,31 +13,15 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import agent.daemon
-from agent.configfile import load_config
-from agent.keys import public_key
 from tests.bench.figures import Figure, save
 from tests.bench.gateway import METRICS_PORT, sh
 from tests.bench.generator import GeneratorCore
 from tests.bench.manager import Manager
 from tests.bench.peers import Population, entry, session, state
-from tests.bench.stand_in import StandInLink
 from tests.support.netns import interface_name
 
 LASTS = 80_000.0
 SCRAPE, TICK, TICKS = 15.0, 30.0, 3
-
-
-def run_agent(folder: Path) -> int:
-    """The agent's process."""
-    path = folder / "agent.toml"
-    config = load_config(path)
-
-    def link(_: object, private_key: bytes, __: object) -> StandInLink:
-        return StandInLink(config.interface.name, public_key(private_key))
-
-    vars(agent.daemon)["WireGuardLink"] = link
-    return agent.daemon.run(config, path, None)
 
 
 def _configure(folder: Path, interface: str, url: str, *, per_peer: bool) -> None:
@@ -99,9 +81,7 @@ def measure(folder: Path, population: Population, count: int, *, per_peer: bool)
     core.start()
     with (folder / "agent.log").open("wb") as log:
         began = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.idle", "agent", str(folder)], stderr=log
-        )
+        process = subprocess.Popen([sys.executable, "-m", "tests.bench.idle_agent", str(folder)], stderr=log)
     try:
         if manager.wait_ready(began, 600) is None:
             raise TimeoutError((folder / "agent.log").read_text()[-2000:])
@@ -135,8 +115,6 @@ def measure(folder: Path, population: Population, count: int, *, per_peer: bool)
 
 
 def main() -> int:
-    if sys.argv[1] == "agent":
-        return run_agent(Path(sys.argv[2]))
     count, per_peer, path, seed = (
         int(sys.argv[1]),
         sys.argv[2] == "series",

@@ -170,3 +170,15 @@ def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
         os.close(writer)
 
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_the_daemon_does_without_what_only_its_libraries_would_import() -> None:
+    code = """
+import sys
+from agent.commands.run import load_daemon
+daemon = load_daemon()
+print(daemon.__name__, {"rich", "pygments", "httpx._main"} & sys.modules.keys())
+import rich, httpx._main
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "agent.daemon set()\n"
