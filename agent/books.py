@@ -90,10 +90,14 @@ class Books:
             self.heard = loaded.contact
         return loaded
 
-    async def before_kernel(self) -> list[PublicKey]:
-        """Journal sessions as they are; return the peers whose new session could not be."""
+    async def before_kernel(self, whose: Collection[PublicKey] | None = None) -> list[PublicKey]:
+        """Journal these peers' sessions as they are (None: everybody's).
+
+        Returns the peers, of all, whose new session is not in the journal where it could not be written.
+        """
         state = self._state
-        rows = self._rows(state.to_journal)
+        due = state.to_journal
+        rows = self._rows(due if whose is None else (key for key in whose if key in due))
         entry = Entry(sessions=list(rows.values()))
         # A session and the end of the one that it replaces go together: of two rows of one peer a
         # restart could not tell which is which.
@@ -101,13 +105,16 @@ class Books:
         entry.ends = [
             (end, ended.get(end.session_id, end.ended_at))
             for end in state.ends
-            if end.reason is EndReason.REPLACED and end.public_key in state.to_journal
+            if end.reason is EndReason.REPLACED and end.public_key in rows
         ]
         if await self.write(entry):
-            state.begun = state.begun - {session.id for session, _ in entry.sessions}
+            state.begun.difference_update(session.id for session, _ in entry.sessions)
+            if not state.begun:
+                # One that has been emptied keeps the room it had.
+                state.begun = set()
             self._are_journalled(rows)
             return []
-        live = {key: state.sessions[key] for key in rows if key in state.sessions}
+        live = {key: state.sessions[key] for key in state.to_journal if key in state.sessions}
         refused = state.roster.refused
         return [key for key, s in live.items() if s.id in state.begun and key not in refused]
 
@@ -164,7 +171,6 @@ class Books:
             if (sessions.get(key), liveness.get(key)) == row:
                 self._state.to_journal.pop(key, None)
         if not self._state.to_journal:
-            # One that has been emptied keeps the room it had.
             self._state.to_journal = {}
 
     async def observed(self, keys: Iterable[PublicKey]) -> bool:

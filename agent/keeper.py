@@ -6,6 +6,7 @@ bounded number of rounds; then it goes peer by peer, so that one cannot hold bac
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
@@ -35,11 +36,12 @@ from agent.plan import CUT, FOUND, Drift, DriftKind, Plan, make_plan
 from agent.ports import Link
 from agent.state import State
 from agent.warden import Warden
-from agent.writer import HANDFUL, OF_THE_INTERFACE, Writer
+from agent.writer import HANDFUL, OF_THE_INTERFACE, SLICE, Writer
 
 _log = structlog.get_logger(__name__)
 
 _RTNETLINK: Final = "the kernel's network configuration"
+_DEVICE: Final = "the interface"
 
 ROUNDS: Final = 3
 """Whole plans tried after failures, before it goes peer by peer."""
@@ -354,31 +356,13 @@ class Keeper:
                 if not await self._remove(removes, dirty, between, one_by_one=one_by_one):
                     state.dirty |= dirty
                     return True
-            for add in plan.adds:
-                state.added(add.public_key, now)
             self._added_early |= bool(plan.adds) and state.epoch is None
-            unjournalled = await self._books.before_kernel()
-            unguarded = [] if self._warden is None else await self._warden.before_kernel(dirty, self._clock())
-            # Whom core has not listed yet can't be refused: that peer is left as it was found.
-            unguarded = [key for key in unguarded if key in state.roster.peers]
-            if not state.dirty.isdisjoint(dirty):
-                # Meanwhile some of them had to go, or were given something else: they are planned anew.
-                plan, moved = plan.without(state.dirty & dirty, writer.mirror)
-                state.dirty |= moved
-                dirty = dirty - moved
-                unjournalled = [key for key in unjournalled if key not in moved]
-                unguarded = [key for key in unguarded if key not in moved]
-            if unjournalled or unguarded:
-                state.block(unjournalled, Refusal.NOT_JOURNALLED)
-                state.block(unguarded, Refusal.NOT_GUARDED)
+            followed = await self._bring(plan, dirty, between, one_by_one=one_by_one)
+            if followed is None:
                 state.dirty |= dirty
                 return False
-            if one_by_one:
-                await self._carry_out_one_by_one(plan, dirty, between)
-            elif not await writer.carry_out(plan, between):
-                state.dirty |= dirty
             if self._warden is not None:
-                await self._warden.after_kernel(dirty - state.dirty, self._clock())
+                await self._warden.after_kernel(followed - state.dirty, self._clock())
         except BaseException as error:
             state.dirty |= dirty
             if isinstance(error, DeviceError) and self._warden is not None:
@@ -386,6 +370,70 @@ class Keeper:
                 await self._warden.after_kernel(dirty, self._clock(), judged=False)
             raise
         return bool(plan)
+
+    async def _bring(
+        self, plan: Plan, dirty: set[PublicKey], between: Between, *, one_by_one: bool
+    ) -> set[PublicKey] | None:
+        """Carry out updates and adds, each once it is journalled and let through; return who has followed.
+
+        That is None if somebody could not be, and is refused: all are planned anew then. Of many the device
+        takes one portion while the next is journalled and let through (``cold_sync_10k``).
+        """
+        state, writer = self._state, self.writer
+        portions = [plan] if one_by_one else plan.portions(SLICE, self._journal_order)
+        later = {write.public_key for portion in portions[1:] for write in portion}
+        keys, refused = dirty - later, False
+        under_way: asyncio.Task[None] | None = None
+        try:
+            for number, whole in enumerate(portions):
+                portion = whole
+                if number:
+                    keys = {write.public_key for write in portion}
+                now = self._clock()
+                for add in portion.adds:
+                    state.added(add.public_key, now)
+                whose = keys if number else (state.to_journal.keys() - later if later else None)
+                unjournalled = await self._books.before_kernel(whose)
+                unguarded = (
+                    [] if self._warden is None else await self._warden.before_kernel(keys, self._clock())
+                )
+                # Whom core has not listed yet can't be refused: that peer is left as it was found.
+                unguarded = [key for key in unguarded if key in state.roster.peers]
+                if under_way is not None:
+                    await self._patience.wait_for(_DEVICE, under_way)
+                    under_way = None
+                    if not await between():
+                        state.dirty |= dirty
+                        break
+                if not state.dirty.isdisjoint(dirty):
+                    # Meanwhile some of them had to go, or were given something else: they are planned anew.
+                    portion, moved = portion.without(state.dirty & dirty, writer.mirror)
+                    state.dirty |= moved
+                    dirty = dirty - moved
+                    unjournalled = [key for key in unjournalled if key not in moved]
+                    unguarded = [key for key in unguarded if key not in moved]
+                state.block(unjournalled, Refusal.NOT_JOURNALLED)
+                state.block(unguarded, Refusal.NOT_GUARDED)
+                refused |= bool(unjournalled or unguarded)
+                if refused:
+                    continue
+                if one_by_one:
+                    await self._carry_out_one_by_one(portion, dirty, between)
+                elif number < len(portions) - 1:
+                    under_way = asyncio.create_task(writer.apply(tuple(portion), portion.tenures))
+                elif not await writer.carry_out(portion, between):
+                    state.dirty |= dirty
+            if under_way is not None:
+                await self._patience.wait_for(_DEVICE, under_way)
+        finally:
+            if under_way is not None and not under_way.done():
+                await asyncio.wait((under_way,))
+        return None if refused else dirty
+
+    def _journal_order(self, key: PublicKey) -> str:
+        """What the journal sorts its rows by: a portion then fills pages of its own."""
+        session = self._state.sessions.get(key)
+        return "" if session is None else session.id
 
     async def _remove(self, plan: Plan, dirty: set[PublicKey], between: Between, *, one_by_one: bool) -> bool:
         """Carry out a plan that only removes; False if all the rest is to be planned anew."""

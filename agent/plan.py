@@ -7,10 +7,10 @@ whatever prefix of the plan was carried out, nobody has been let in whom the pla
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never
 
 from msgspec import Struct, structs
 
@@ -30,6 +30,8 @@ from agent.model import (
     UpdatePeer,
 )
 from agent.observed import moved
+
+_T = TypeVar("_T")
 
 FOUND: Final = -1
 """Tenure of a peer that was found on the interface and is not known to be ours."""
@@ -124,6 +126,18 @@ class Plan:
         adds = tuple(operation for operation in self.adds if operation.public_key not in out)
         return replace(self, removes=removes, updates=updates, adds=adds), out
 
+    def portions(self, size: int, order: Callable[[PublicKey], str]) -> list[Plan]:
+        """The updates and then the adds, at most so many at a time; at least one plan, if an empty one.
+
+        Where they do not fit into one, each kind comes in the order that ``order`` gives.
+        """
+        if len(self.updates) + len(self.adds) <= size:
+            return [replace(self, removes=())]
+        updates = sorted(self.updates, key=lambda update: order(update.public_key))
+        adds = sorted(self.adds, key=lambda add: order(add.public_key))
+        parts = [Plan(updates=tuple(some)) for some in _cut_up(updates, size)]
+        return parts + [Plan(adds=tuple(some), tenures=self.tenures) for some in _cut_up(adds, size)]
+
     def __iter__(self) -> Iterator[Operation]:
         yield from self.removes
         yield from self.updates
@@ -211,6 +225,10 @@ class Mirror:
                     self.peers[key] = _found(observed, held.tenure if same_psk else FOUND)
         again.update(d.public_key for d in drift if d.public_key is not None)
         return drift, again
+
+
+def _cut_up(operations: list[_T], size: int) -> Iterator[list[_T]]:
+    return (operations[at : at + size] for at in range(0, len(operations), size))
 
 
 def _found(observed: ObservedPeer, tenure: int) -> Held:

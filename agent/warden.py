@@ -151,8 +151,10 @@ class Warden:
             await self._raise()
 
     async def before_kernel(self, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
-        """Admit whoever of these is wanted, before the device has them; return who can't be let in."""
-        self._agreed.clear()
+        """Admit whoever of these is wanted, before the device has them; return who can't be let in.
+
+        A long plan does so a portion at a time.
+        """
         if not self.needed:
             self.fault, self._failed = "", None
             return []

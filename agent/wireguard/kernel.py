@@ -6,8 +6,8 @@ import asyncio
 import errno
 import os
 import struct
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, Final
 
 from pyroute2.netlink import (
@@ -30,6 +30,7 @@ from agent.errors import DeviceError
 from agent.model import DeviceConfig, ObservedDevice, Operation
 from agent.observed import RawPeers
 from agent.wireguard import netlink
+from agent.wireguard.bulk import BulkSocket
 from agent.wireguard.device import difference
 from agent.wireguard.dump import Dump
 
@@ -37,6 +38,8 @@ from agent.wireguard.dump import Dump
 _DUMP_ATTEMPTS: Final = 10
 # Requested of the kernel, which cuts a dump into parts of at most 32 KiB.
 _RECEIVE_BUFFER: Final = 1 << 20
+# Operations from which on they are sent in a thread: for fewer the way there and back costs more.
+_BULK: Final = 32
 
 _NLMSG_HEADER = struct.Struct("=IHHII")
 _GENL_HEADER = struct.Struct("=BBH")
@@ -111,6 +114,7 @@ class _Marshal(Marshal):
 
 class _Socket(AsyncGenericNetlinkSocket):
     marshal_class = _Marshal
+    bulk: BulkSocket | None = None
 
     async def open(self) -> None:
         """Bind and find the family; raises NetlinkError ENOENT where the kernel has no WireGuard.
@@ -128,6 +132,14 @@ class _Socket(AsyncGenericNetlinkSocket):
         async with aclosing(replies):
             async for reply in replies:
                 self._prid = reply.get_attr("CTRL_ATTR_FAMILY_ID")
+        self.bulk = BulkSocket(self.prid)
+
+    def close(self, code: int = errno.ECONNRESET) -> None:
+        """Close both sockets."""
+        if self.bulk is not None:
+            self.bulk.close()
+            self.bulk = None
+        super().close(code)
 
     def enqueue(self, data: bytes, addr: object) -> None:
         """Hand on what was received.
@@ -184,7 +196,13 @@ class KernelDevice:
         force, and so are its own operations before the faulty one.
         """
         async with self._lock:
-            for body in netlink.encode_operations(self._name, operations, os.urandom):
+            bodies = netlink.encode_operations(self._name, operations, os.urandom)
+            bulk = (await self._open()).bulk if len(operations) >= _BULK else None
+            if bulk is not None:
+                with self._faults():
+                    await bulk.set_device(bodies)
+                return
+            for body in bodies:
                 await self._set(body)
 
     async def configure(self, config: DeviceConfig) -> None:
@@ -220,8 +238,13 @@ class KernelDevice:
 
     async def _request(self, command: int, flags: int, body: bytes, take: Callable[[bytes], object]) -> None:
         socket = await self._open()
-        try:
+        with self._faults():
             await socket.request(command, flags, body, take)
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
         except NetlinkError as error:
             raise _device_error(self._name, error.code) from None
         except OSError as error:
