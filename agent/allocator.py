@@ -1,8 +1,9 @@
-"""Has the C library give back what a large list took, and nobody needs until the next (``rss_100k``)."""
+"""How the process deals with memory: what is given back, and how often it is searched for garbage."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 from typing import Final
 
 # glibc's <malloc.h>. The thresholds, once set, no longer grow with the largest block that was ever freed.
@@ -10,11 +11,14 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _THRESHOLD: Final = 64 * 1024
+_OBJECTS: Final = 20_000
+"""New objects between two searches."""
 
 
 def return_freed_memory() -> bool:
     """Use one heap for all threads, and return what is freed at its end, and large blocks, to the system.
 
+    A large list takes much that nobody needs until the next one (``rss_100k``).
     Return whether the C library lets itself be told so; others than glibc do without, or need not.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -27,3 +31,13 @@ def return_freed_memory() -> bool:
     )
     taken = [mallopt(parameter, value) for parameter, value in settings]
     return all(taken)
+
+
+def collect_rarely() -> None:
+    """Search for cycles less often, and not among what there is by now: modules, which stay.
+
+    Reading a list makes objects by the hundred thousand and no cycle (``cold_sync_10k``).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS)

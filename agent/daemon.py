@@ -18,7 +18,7 @@ import structlog
 from starlette.types import ASGIApp
 
 from agent import __version__, clock, log, overview
-from agent.allocator import return_freed_memory
+from agent.allocator import collect_rarely, return_freed_memory
 from agent.config import Config, reload_differences
 from agent.configfile import load_config
 from agent.control import bind_control, control_app
@@ -69,6 +69,7 @@ def run(config: Config, path: Path, interface: str | None) -> int:
     log.configure(config.log.level, config.log.format)
     forbid_core_dumps()
     return_freed_memory()
+    collect_rarely()
     secrets = load_secrets(config)
     private_folder(config.paths.state, "paths.state")
     with InterfaceLock(config.paths.runtime, config.interface.name):

@@ -73,6 +73,7 @@ class Firewall:
         self._leased = True
         self._batch = _BATCH
         self._watch: Watch | None = None
+        self._muted: contextlib.ExitStack | None = None
 
     async def read(self) -> GuardContents | None:
         """Return what our table holds now, None if there is no table."""
@@ -84,6 +85,24 @@ class Firewall:
     def untouched(self) -> bool:
         """Whether the table is as it was last read, but for what was changed here since."""
         return self._watch is not None and self._watch.untouched
+
+    def mute(self) -> None:
+        """Hear nothing of changes until ``unmute``, which sees whether the table was left alone.
+
+        The kernel would tell of each element, and each telling be read (``cold_sync_10k``).
+        """
+        if self._watch is not None and self._muted is None:
+            self._muted = contextlib.ExitStack()
+            self._muted.enter_context(self._watch.deaf())
+
+    async def unmute(self) -> None:
+        """Hear of changes again, if muted; raises GuardDrifted if the table is not whole."""
+        if self._muted is None:
+            return
+        self._muted.close()
+        self._muted = None
+        if self._sets is not None:
+            await self._do(self._check)
 
     async def raise_(
         self,
@@ -181,7 +200,7 @@ class Firewall:
     @contextlib.contextmanager
     def _quietly(self, elements: int) -> Iterator[None]:
         """Make no noise of so many elements in this block; whether the table is whole is seen afterwards."""
-        if self._watch is None or elements < _LOUD:
+        if self._watch is None or self._muted is not None or elements < _LOUD:
             yield
             return
         with self._watch.deaf():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -231,7 +231,7 @@ class Keeper:
         if not going:
             return
         if self._warden is not None and not self._warden.busy:
-            await self._warden.before_removes()
+            await self._warden.before_removes(self.writer.mirror.peers)
         await self._let_go(going)
 
     async def cut_expired(self) -> bool:
@@ -342,7 +342,7 @@ class Keeper:
         state, writer = self._state, self.writer
         self._raise_what_was_left()
         if self._warden is not None:
-            await self._warden.before_removes()
+            await self._warden.before_removes(self.writer.mirror.peers)
         now = self._clock()
         state.tick(now)
         dirty, state.dirty = state.dirty - self.stuck, set()
@@ -357,7 +357,12 @@ class Keeper:
                     state.dirty |= dirty
                     return True
             self._added_early |= bool(plan.adds) and state.epoch is None
-            followed = await self._bring(plan, dirty, between, one_by_one=one_by_one)
+            portions = [plan] if one_by_one else plan.portions(SLICE, self._journal_order)
+            if self._warden is None or len(portions) == 1:
+                followed = await self._bring(portions, dirty, between, one_by_one=one_by_one)
+            else:
+                async with self._warden.long_plan():
+                    followed = await self._bring(portions, dirty, between, one_by_one=False)
             if followed is None:
                 state.dirty |= dirty
                 return False
@@ -372,7 +377,7 @@ class Keeper:
         return bool(plan)
 
     async def _bring(
-        self, plan: Plan, dirty: set[PublicKey], between: Between, *, one_by_one: bool
+        self, portions: Sequence[Plan], dirty: set[PublicKey], between: Between, *, one_by_one: bool
     ) -> set[PublicKey] | None:
         """Carry out updates and adds, each once it is journalled and let through; return who has followed.
 
@@ -380,7 +385,6 @@ class Keeper:
         takes one portion while the next is journalled and let through (``cold_sync_10k``).
         """
         state, writer = self._state, self.writer
-        portions = [plan] if one_by_one else plan.portions(SLICE, self._journal_order)
         later = {write.public_key for portion in portions[1:] for write in portion}
         keys, refused = dirty - later, False
         under_way: asyncio.Task[None] | None = None

@@ -183,6 +183,12 @@ class Guard(Protocol):
         False where that is not known.
         """
 
+    def mute(self) -> None:
+        """Hear nothing of changes until ``unmute``: a long change of our own begins."""
+
+    async def unmute(self) -> None:
+        """It is over; raises GuardDrifted if the table is not whole any more."""
+
     async def raise_(
         self,
         admissions: Mapping[PublicKey, Admission],

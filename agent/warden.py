@@ -8,7 +8,8 @@ after it no longer does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -141,14 +142,30 @@ class Warden:
         self._up, self._failed, self._adopted = False, None, False
         self._forget()
 
-    async def before_removes(self) -> None:
-        """Have the table there before anybody is removed, when MFA was switched on."""
+    @asynccontextmanager
+    async def long_plan(self) -> AsyncIterator[None]:
+        """Many are admitted in this block, a portion at a time; at its end the table is seen to be whole."""
+        self._guard.mute()
+        try:
+            yield
+        finally:
+            try:
+                await self._ask(self._guard.unmute())
+            except GuardError as error:
+                self._lost(error)
+
+    async def before_removes(self, there: Collection[PublicKey]) -> None:
+        """Have the table there before anybody is removed, when MFA was switched on.
+
+        ``there``: who is on the interface, and is let through from its first moment on. All others are
+        admitted before they are put on it.
+        """
         self._agreed.clear()
         if self._up or self._is_hopeless() or not self.needed:
             return
         # Nobody is kept on the interface for it; who is to be let in is judged next.
         with contextlib.suppress(GuardError):
-            await self._raise()
+            await self._raise(there)
 
     async def before_kernel(self, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
         """Admit whoever of these is wanted, before the device has them; return who can't be let in.
@@ -407,8 +424,11 @@ class Warden:
     def _all_as_held(self, admissions: Mapping[PublicKey, Admission]) -> dict[PublicKey, _Held]:
         return {key: self._as_held(key, admission) for key, admission in admissions.items()}
 
-    async def _raise(self) -> Mapping[PublicKey, str]:
-        admissions = self._admissions(self._everybody(), self._clock())
+    async def _raise(self, whom: Collection[PublicKey] | None = None) -> Mapping[PublicKey, str]:
+        """Have the table, with everybody in it or, of everybody, these."""
+        everybody = self._everybody()
+        keys = everybody if whom is None else [key for key in everybody if key in whom]
+        admissions = self._admissions(keys, self._clock())
         held = self._all_as_held(admissions)
         there = {key for key, one in held.items() if self._held.get(key) == one} if self._adopted else ()
         self._adopted = False

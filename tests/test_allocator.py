@@ -34,3 +34,15 @@ def kept(how: str) -> float:
 def test_what_is_freed_goes_back_to_the_system() -> None:
     assert kept("told") < 2
     assert kept("not told") > 15
+
+
+def test_modules_are_not_searched_for_garbage_again_and_again() -> None:
+    program = """
+import gc
+from agent.allocator import collect_rarely
+collect_rarely()
+assert gc.isenabled()
+print(gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000, gc.get_threshold()[0] > 10_000)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "True True True\n"

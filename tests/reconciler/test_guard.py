@@ -77,7 +77,7 @@ def test_the_table_comes_before_the_peers_and_they_before_the_link_is_up(
         mark = len(world.host.log)
         world.host.delete()
         await agent.look()
-        assert order(world, mark) == ["guard raise", "AddPeer", "up"]
+        assert order(world, mark) == ["guard raise", "guard admit", "AddPeer", "up"]
 
     with_agent(world, scenario)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from agent.errors import GuardError
+from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
 from tests.support.heard import Heard
@@ -21,6 +21,9 @@ class RecordingGuard:
     lease: float | None = None
     fails: bool = False
     refuses: frozenset[PublicKey] = frozenset()
+    muted: int = 0
+    made: bool = False
+    """Whether there is a table as far as the agent knows."""
     takes: Callable[[], object] | None = None
     """What a call waits for, in a thread, before anything is done."""
 
@@ -47,6 +50,14 @@ class RecordingGuard:
         self.heard.before()
         return not self.heard.touched
 
+    def mute(self) -> None:
+        self.muted += 1
+
+    async def unmute(self) -> None:
+        self.muted -= 1
+        if self.made and self.table is None:
+            raise GuardDrifted("the table is not whole: it is gone")
+
     async def raise_(
         self,
         admissions: Mapping[PublicKey, Admission],
@@ -54,13 +65,13 @@ class RecordingGuard:
         there: Collection[PublicKey] = (),
     ) -> Mapping[PublicKey, str]:
         await self._did("raise", set(admissions))
-        self.table = {} if self.table is None else self.table
+        self.table, self.made = {} if self.table is None else self.table, True
         self.lease = lease
         return self._write(admissions)
 
     async def lower(self) -> bool:
         await self._did("lower")
-        there, self.table = self.table is not None, None
+        there, self.table, self.made = self.table is not None, None, False
         self.barred.clear()
         self.heard.after()
         return there
