@@ -91,17 +91,22 @@ def parse_prefix(text: object) -> Prefix:
 
     Host bits, zones and IPv4-mapped addresses are faults.
     """
-    packed, length = _parse_network(text)
+    return check_prefix(Prefix(*_parse_network(text)))
+
+
+def check_prefix(prefix: Prefix) -> Prefix:
+    """Return the prefix; ValueError if it has host bits, or is none."""
+    packed, length = prefix
     bits = len(packed) * 8
     if length == bits == 32:
-        return Prefix(packed, length)
-    if length != bits:
-        host_bits = bits - length
-        if int.from_bytes(packed, "big") & ((1 << host_bits) - 1):
-            raise ValueError("the prefix has host bits set")
+        return prefix
+    if bits not in {32, 128} or not 0 <= length <= bits:
+        raise ValueError("not a prefix")
+    if length != bits and int.from_bytes(packed, "big") & ((1 << (bits - length)) - 1):
+        raise ValueError("the prefix has host bits set")
     if bits == 128 and length >= 96 and packed[:12] == V4_MAPPED:
         raise ValueError("an IPv4-mapped address is not a prefix of its own")
-    return Prefix(packed, length)
+    return prefix
 
 
 def parse_interface_address(text: object) -> InterfaceAddress:

@@ -15,43 +15,44 @@ import itertools
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from agent.encoding import parse_prefix
 from agent.errors import JournalError
+from agent.journalrows import (
+    checked,
+    end_row,
+    parse_end,
+    parse_peer,
+    parse_session,
+    parse_traffic,
+    peer_row,
+    session_row,
+)
 from agent.model import (
-    KEY_SIZE,
-    EndReason,
     InterfaceAddress,
     InterfaceSettings,
     Location,
     Now,
     Peer,
-    Prefix,
     PublicKey,
-    Refusal,
     SessionEnd,
     SessionPolicy,
 )
-from agent.sessions import Deadline, Liveness, Session
+from agent.sessions import Liveness, Session
 from agent.state import Restored
 from agent.traffic import Traffic
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _MANY: Final = 1000
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE sessions (
-  id TEXT, public_key BLOB, psk_digest BLOB, former_digest BLOB,
-  granted_at REAL, expires_at REAL, ends_at REAL, boot_id TEXT, deadline_boot REAL, deadline_wall REAL,
-  in_use INTEGER, base_rx INTEGER, base_tx INTEGER,
-  added_at REAL, latest_handshake REAL, handshake_seen_at REAL, last_sign_at REAL,
-  PRIMARY KEY (id, public_key)
+  id TEXT, public_key BLOB, record BLOB, PRIMARY KEY (id, public_key)
 ) WITHOUT ROWID;
 CREATE TABLE ended (id TEXT PRIMARY KEY, granted_at REAL) WITHOUT ROWID;
 CREATE TABLE unreported_ends (
@@ -62,10 +63,7 @@ CREATE TABLE traffic (
   public_key BLOB PRIMARY KEY, rx_bytes INTEGER, tx_bytes INTEGER, kernel_rx INTEGER, kernel_tx INTEGER,
   latest_handshake REAL
 ) WITHOUT ROWID;
-CREATE TABLE peers (
-  public_key BLOB PRIMARY KEY, name TEXT, allowed_ips TEXT, persistent_keepalive INTEGER,
-  mfa_exempt INTEGER, has_preshared_key INTEGER, fault TEXT
-) WITHOUT ROWID;
+CREATE TABLE peers (public_key BLOB PRIMARY KEY, record BLOB) WITHOUT ROWID;
 """
 
 
@@ -246,9 +244,12 @@ class Journal:
             location=location,
             interface=interface,
             session_policy=policy,
-            peers=tuple(_peer(row) for row in rows("SELECT * FROM peers")),
-            sessions=tuple(self._session(row) for row in rows("SELECT * FROM sessions")),
-            ended=tuple(_check(row, (str, float)) for row in rows("SELECT id, granted_at FROM ended")),
+            peers=tuple(map(parse_peer, rows("SELECT public_key, record FROM peers"))),
+            sessions=tuple(
+                parse_session(row, self._boot_id)
+                for row in rows("SELECT id, public_key, record FROM sessions")
+            ),
+            ended=tuple(checked(row, (str, float)) for row in rows("SELECT id, granted_at FROM ended")),
         )
         ends = rows(
             "SELECT id, public_key, reason, ended_at, latest_handshake, rx_bytes, tx_bytes"
@@ -261,40 +262,11 @@ class Journal:
         addresses = msgspec.json.decode(meta.get("addresses", "[]"), type=list[tuple[bytes, int]])
         return Loaded(
             restored=restored,
-            traffic=tuple(_traffic(row) for row in rows("SELECT * FROM traffic")),
-            ends=tuple(_end(row) for row in ends),
+            traffic=tuple(map(parse_traffic, rows("SELECT * FROM traffic"))),
+            ends=tuple(map(parse_end, ends)),
             contact=contact,
             addresses=tuple(InterfaceAddress(*address) for address in addresses),
         )
-
-    def _session(self, row: Sequence[Any]) -> tuple[Session, Liveness | None]:
-        """A session's row; what was counted in another boot's time is void."""
-        (id_, key, digest, former, granted_at, expires_at, ends_at) = row[:7]
-        (boot_id, boot, wall, in_use, rx, tx, *life) = row[7:]
-        _check(row, (str, bytes, bytes, bytes | None, float, float, float))
-        _check(row[7:], (str, float | None, float, int, int, int))
-        _check(life, (float | None,) * 4)
-        same_boot = boot_id == self._boot_id
-        session = Session(
-            id=id_,
-            public_key=key,
-            preshared_key=None,
-            granted_at=granted_at,
-            expires_at=expires_at,
-            ends_at=ends_at,
-            deadline=Deadline(boot if same_boot else None, wall),
-            in_use=bool(in_use),
-            base_rx=rx,
-            base_tx=tx,
-            former_digest=former,
-            journalled_digest=digest,
-        )
-        added_at, latest_handshake, handshake_seen_at, last_sign_at = life
-        if added_at is None:
-            return session, None
-        if same_boot:
-            return session, Liveness(added_at, latest_handshake, handshake_seen_at, last_sign_at)
-        return session, Liveness(0.0, latest_handshake, None, None if last_sign_at is None else 0.0)
 
     def _write(self, connection: sqlite3.Connection, entry: Entry) -> None:
         def many(query: str, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -305,26 +277,15 @@ class Journal:
 
         if entry.sessions:
             many(
-                f"INSERT OR REPLACE INTO sessions VALUES ({', '.join('?' * 17)})",  # noqa: S608 placeholders
-                (self._row(session, liveness) for session, liveness in entry.sessions),
+                "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)",
+                (session_row(session, liveness, self._boot_id) for session, liveness in entry.sessions),
             )
         if entry.ends:
             many("DELETE FROM sessions WHERE id = ?", ((end.session_id,) for end, _ in entry.ends))
             many("INSERT OR IGNORE INTO ended VALUES (?, ?)", ((e.session_id, at) for e, at in entry.ends))
             many(
                 "INSERT OR IGNORE INTO unreported_ends VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (
-                        e.session_id,
-                        e.public_key,
-                        e.reason,
-                        e.ended_at,
-                        e.latest_handshake,
-                        e.rx_bytes,
-                        e.tx_bytes,
-                    )
-                    for e, _ in entry.ends
-                ),
+                (end_row(end) for end, _ in entry.ends),
             )
         if entry.traffic:
             many(
@@ -334,7 +295,7 @@ class Journal:
         if entry.unlisted:
             many("DELETE FROM peers WHERE public_key = ?", ((key,) for key in entry.unlisted))
         if entry.peers:
-            many("INSERT OR REPLACE INTO peers VALUES (?, ?, ?, ?, ?, ?, ?)", map(_peer_row, entry.peers))
+            many("INSERT OR REPLACE INTO peers VALUES (?, ?)", map(peer_row, entry.peers))
         if entry.location is not None:
             remember("location", msgspec.json.encode(entry.location))
         if entry.contact is not None:
@@ -348,32 +309,6 @@ class Journal:
         if entry.reported:
             many("DELETE FROM unreported_ends WHERE id = ?", ((id_,) for id_ in entry.reported))
 
-    def _row(self, session: Session, liveness: Liveness | None) -> tuple[Any, ...]:
-        life = (None, None, None, None)
-        if liveness is not None:
-            life = (  # type: ignore[assignment]
-                liveness.added_at,
-                liveness.latest_handshake,
-                liveness.handshake_seen_at,
-                liveness.last_sign_at,
-            )
-        return (
-            session.id,
-            session.public_key,
-            session.psk_digest,
-            session.former_digest,
-            session.granted_at,
-            session.expires_at,
-            session.ends_at,
-            self._boot_id if session.deadline.boot is not None else "",
-            session.deadline.boot,
-            session.deadline.wall,
-            session.in_use,
-            session.base_rx,
-            session.base_tx,
-            *life,
-        )
-
 
 def _is_corruption(cause: BaseException | None) -> bool:
     """Whether the file itself is at fault, and not what is around it (a full disk, a lock, rights)."""
@@ -381,53 +316,3 @@ def _is_corruption(cause: BaseException | None) -> bool:
         # Tables that are not there; text that is none has no code at all.
         return getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR
     return isinstance(cause, sqlite3.DatabaseError)
-
-
-def _check(row: Sequence[Any], kinds: Sequence[Any]) -> Any:
-    """Return the row; ValueError if it does not hold what was written: SQLite has no checksums."""
-    for value, kind in zip(row, kinds, strict=False):
-        if not isinstance(value, kind) or (isinstance(value, bytes) and len(value) != KEY_SIZE):
-            raise ValueError("a row of the journal is damaged")
-    return row
-
-
-def _end(row: Sequence[Any]) -> SessionEnd:
-    id_, key, reason, ended_at, latest_handshake, rx, tx = _check(
-        row, (str, bytes, str, float, float, int, int)
-    )
-    return SessionEnd(id_, key, EndReason(reason), ended_at, latest_handshake, rx, tx)
-
-
-def _traffic(row: Sequence[Any]) -> tuple[PublicKey, Traffic]:
-    key, *counters = _check(row, (bytes, int, int, int, int, float))
-    return key, Traffic(*counters)
-
-
-def _peer_row(peer: Peer) -> tuple[Any, ...]:
-    prefixes = " ".join(map(str, peer.allowed_ips))
-    has_preshared_key = peer.preshared_key is not None or peer.static_key_unknown
-    return (
-        peer.public_key,
-        peer.name,
-        prefixes,
-        peer.persistent_keepalive,
-        peer.mfa_exempt,
-        has_preshared_key,
-        peer.fault or peer.session_fault,
-    )
-
-
-def _peer(row: Sequence[Any]) -> Peer:
-    key, name, prefixes, keepalive, mfa_exempt, has_preshared_key, fault = _check(
-        row, (bytes, str, str, int, int, int, str | None)
-    )
-    allowed_ips: tuple[Prefix, ...] = tuple(parse_prefix(text) for text in prefixes.split())
-    return Peer(
-        public_key=key,
-        allowed_ips=allowed_ips,
-        name=name,
-        persistent_keepalive=keepalive,
-        mfa_exempt=bool(mfa_exempt),
-        fault=None if fault is None else Refusal(fault),
-        static_key_unknown=bool(has_preshared_key),
-    )

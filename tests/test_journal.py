@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -378,6 +379,42 @@ def damaged(folder: Path, statement: str, *values: object) -> None:
         connection.execute(statement, values)
 
 
+def record(fields: dict[str, object], changed: dict[str, object]) -> bytes:
+    """As ``agent.journalrows`` writes it, in the order of its fields."""
+    assert changed.keys() <= fields.keys()
+    return msgspec.msgpack.encode(list((fields | changed).values()))
+
+
+def session_record(**changed: object) -> bytes:
+    fields: dict[str, object] = {
+        "psk_digest": bytes(32),
+        "former_digest": None,
+        "granted_at": 1.0,
+        "expires_at": 2.0,
+        "ends_at": 2.0,
+        "boot_id": "boot",
+        "deadline_boot": 1.0,
+        "deadline_wall": 1.0,
+        "in_use": True,
+        "base_rx": 0,
+        "base_tx": 0,
+        "life": (1.0, 0.0, None, None),
+    }
+    return record(fields, changed)
+
+
+def peer_record(**changed: object) -> bytes:
+    fields: dict[str, object] = {
+        "name": "alice",
+        "allowed_ips": ((b"\n\x08\0\1", 32),),
+        "persistent_keepalive": 0,
+        "mfa_exempt": False,
+        "has_preshared_key": False,
+        "fault": None,
+    }
+    return record(fields, changed)
+
+
 FILLED = Entry(
     sessions=[(session(1), Liveness(1.0))],
     ends=[(end(2), 1.0)],
@@ -391,20 +428,42 @@ FILLED = Entry(
 
 @pytest.mark.parametrize(
     ("statement", "value"),
+    [("UPDATE sessions SET record = ?", session_record()), ("UPDATE peers SET record = ?", peer_record())],
+)
+def test_a_record_as_it_should_be_is_read(tmp_path: Path, statement: str, value: bytes) -> None:
+    written(tmp_path, FILLED)
+    damaged(tmp_path, statement, value)
+    journal = Journal(tmp_path, "boot")
+    assert len(journal.load().restored.sessions) == len(journal.load().restored.peers) == 1
+    assert journal.set_aside is None
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "value"),
     [
         ("UPDATE sessions SET public_key = ?", b"short"),
         ("UPDATE sessions SET public_key = ?", "text"),
-        ("UPDATE sessions SET deadline_wall = ?", None),
-        ("UPDATE sessions SET expires_at = ?", "soon"),
-        ("UPDATE sessions SET added_at = ?", "text"),
+        ("UPDATE sessions SET record = ?", None),
+        ("UPDATE sessions SET record = ?", "text"),
+        ("UPDATE sessions SET record = ?", b""),
+        ("UPDATE sessions SET record = ?", session_record(deadline_wall=None)),
+        ("UPDATE sessions SET record = ?", session_record(expires_at="soon")),
+        ("UPDATE sessions SET record = ?", session_record(psk_digest=b"short")),
+        ("UPDATE sessions SET record = ?", session_record(former_digest=b"")),
+        ("UPDATE sessions SET record = ?", session_record(life=("text", 0.0, None, None))),
+        ("UPDATE sessions SET record = ?", session_record() + b"\0"),
         ("UPDATE unreported_ends SET reason = ?", "boredom"),
         ("UPDATE unreported_ends SET rx_bytes = ?", "many"),
         ("UPDATE ended SET granted_at = ?", None),
         ("UPDATE traffic SET rx_bytes = ?", b"\xff"),
-        ("UPDATE peers SET allowed_ips = ?", "10.8.0.1/33"),
         ("UPDATE peers SET public_key = ?", b""),
-        ("UPDATE peers SET fault = ?", "boredom"),
-        ("UPDATE peers SET name = CAST(? AS TEXT)", b"\xff\xfe"),
+        ("UPDATE peers SET record = ?", "text"),
+        ("UPDATE peers SET record = ?", peer_record(allowed_ips=((b"\n\x08\0\1", 33),))),
+        ("UPDATE peers SET record = ?", peer_record(allowed_ips=((b"\n\x08\0\1", 24),))),
+        ("UPDATE peers SET record = ?", peer_record(allowed_ips=((b"\n\x08\0", 24),))),
+        ("UPDATE peers SET record = ?", peer_record(fault="boredom")),
+        ("UPDATE peers SET record = ?", peer_record(name=b"\xff\xfe")),
         ("UPDATE meta SET value = ? WHERE name = 'location'", "{"),
         ("UPDATE meta SET value = ? WHERE name = 'contact'", '["boot", "x", 1]'),
         ("UPDATE meta SET value = ? WHERE name = 'addresses'", "[1]"),
@@ -424,7 +483,7 @@ def test_a_damaged_row_sets_the_journal_aside(tmp_path: Path, statement: str, va
 
 @pytest.mark.parametrize(
     "statement",
-    ["DROP TABLE sessions", "ALTER TABLE peers DROP COLUMN name", "PRAGMA user_version = 99"],
+    ["DROP TABLE sessions", "ALTER TABLE peers DROP COLUMN record", "PRAGMA user_version = 99"],
 )
 def test_a_journal_of_another_version_is_set_aside(tmp_path: Path, statement: str) -> None:
     written(tmp_path, FILLED)
