@@ -387,6 +387,7 @@ class Keeper:
         state, writer = self._state, self.writer
         later = {write.public_key for portion in portions[1:] for write in portion}
         keys, refused = dirty - later, False
+        moved: set[PublicKey] = set()
         under_way: asyncio.Task[None] | None = None
         try:
             for number, whole in enumerate(portions):
@@ -409,11 +410,11 @@ class Keeper:
                     if not await between():
                         state.dirty |= dirty
                         break
-                if not state.dirty.isdisjoint(dirty):
+                moved |= state.dirty & dirty
+                if moved:
                     # Meanwhile some of them had to go, or were given something else: they are planned anew.
-                    portion, moved = portion.without(state.dirty & dirty, writer.mirror)
+                    portion, moved = portion.without(moved, writer.mirror)
                     state.dirty |= moved
-                    dirty = dirty - moved
                     unjournalled = [key for key in unjournalled if key not in moved]
                     unguarded = [key for key in unguarded if key not in moved]
                 state.block(unjournalled, Refusal.NOT_JOURNALLED)
@@ -432,7 +433,7 @@ class Keeper:
         finally:
             if under_way is not None and not under_way.done():
                 await asyncio.wait((under_way,))
-        return None if refused else dirty
+        return None if refused else dirty - moved
 
     def _journal_order(self, key: PublicKey) -> str:
         """What the journal sorts its rows by: a portion then fills pages of its own."""

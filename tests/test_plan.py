@@ -82,6 +82,31 @@ def test_a_plan_without_a_peer_is_without_who_gains_its_prefixes_too() -> None:
     assert plan.tenures.keys() >= {key(5)}
 
 
+def test_a_long_plan_is_cut_into_portions_of_updates_and_then_of_adds_each_in_order() -> None:
+    mirror = holding(*(want(n) for n in range(1, 9)))
+    changed = [want(n, f"10.9.0.{n}") for n in (3, 1, 2)]
+    plan = plan_of(mirror, *changed, *(want(n) for n in (14, 12, 11, 13)), (8, None))
+    portions = plan.portions(2, lambda key: key.hex())
+    assert [[write.public_key for write in portion] for portion in portions] == [
+        [key(1), key(2)],
+        [key(3)],
+        [key(11), key(12)],
+        [key(13), key(14)],
+    ]
+    writes = [write for portion in portions for write in portion]
+    assert sorted(map(str, writes)) == sorted(map(str, (*plan.updates, *plan.adds)))
+    assert all(portions[2].tenures[key(n)] == 0 for n in (11, 12))
+    assert not any(portion.removes for portion in portions)
+
+
+def test_what_fits_is_one_portion_as_it_stands_and_nothing_is_one_too() -> None:
+    plan = plan_of(holding(want(8)), want(2), want(1), (8, None))
+    (portion,) = plan.portions(2, lambda key: key.hex())
+    assert [write.public_key for write in portion] == [key(2), key(1)]
+    (nothing,) = plan_of(Mirror(), (8, None)).portions(2, lambda key: key.hex())
+    assert not nothing
+
+
 def test_nothing_is_sent_for_peers_that_are_as_wanted() -> None:
     mirror = holding(want(1, preshared_key=1), want(2))
     assert len(plan_of(mirror, want(1, preshared_key=1), want(2))) == 0

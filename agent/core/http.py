@@ -36,7 +36,7 @@ RETRY_AFTER_LIMIT: Final = 3600.0
 SILENCE: Final = 40.0
 _PIECES: Final = 64
 # A large state comes through httpx in 60 % of the time (``resync_50k``).
-httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 240 * 1024
 """Pieces of an answer after which others have their turn: one read can bring ten thousand."""
 
 # OpenSSL's X509_V_ERR_ codes, by what an operator has to do about them.

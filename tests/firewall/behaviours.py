@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.encoding import parse_prefix
-from agent.errors import GuardError
+from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents, compare
 from agent.model import PublicKey
 from agent.nft import Library, Program
@@ -395,6 +395,41 @@ async def a_flush_of_everything_is_told_and_the_table_made_whole_again(stand: St
     assert not await stand.answers(BOB4, GATEWAY4)
     assert (contents := await guard.read()) is not None
     assert differences(wanted, contents) == []
+
+
+@behaviour
+async def a_long_change_of_ones_own_is_not_listened_to_and_the_table_is_looked_at_after_it(
+    stand: Stand,
+) -> None:
+    guard = stand.firewall()
+    many = {
+        PublicKey(n.to_bytes(32, "big")): session(LONG, f"10.9.{n >> 8}.{n & 255}") for n in range(1, 1001)
+    }
+    guard.mute()
+    await guard.raise_({}, LONG)
+    await guard.unmute()
+    disturbed = asyncio.create_task(guard.disturbed())
+    await asyncio.sleep(0.1)
+    await guard.read()
+    guard.mute()
+    guard.mute()
+    await guard.admit(many)
+    await guard.unmute()
+    assert not guard.untouched(), "who else has changed elements meanwhile is not known"
+    assert not disturbed.done()
+    await guard.unmute()
+    assert (contents := await guard.read()) is not None
+    assert differences(many, contents) == []
+    assert guard.untouched()
+    guard.mute()
+    await stand.nft("flush", "ruleset")
+    with pytest.raises(GuardDrifted, match="it is gone"):
+        await guard.unmute()
+    await guard.raise_(many, LONG)
+    await guard.lower()
+    guard.mute()
+    await guard.unmute()
+    disturbed.cancel()
 
 
 @behaviour

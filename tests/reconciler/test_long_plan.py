@@ -1,0 +1,148 @@
+"""A list so long that the device takes a portion of it while the next is journalled and let through."""
+
+from collections.abc import Callable
+
+import pytest
+
+from agent.encoding import parse_prefix
+from agent.journal import Entry
+from agent.model import AddPeer, Prefix, PublicKey, Refusal
+from agent.writer import SLICE
+from tests.reconciler.harness import Agent, Core, World, address, live, with_agent
+from tests.support.builders import key
+from tests.support.recording_guard import RecordingGuard
+
+MANY = 3 * SLICE + 5
+
+
+@pytest.fixture
+def guard(world: World) -> RecordingGuard:
+    world.guard = RecordingGuard(world.host)
+    return world.guard
+
+
+def prefix(number: int) -> Prefix:
+    return parse_prefix(f"{address(number)}/32")
+
+
+def adds(world: World) -> list[PublicKey]:
+    return [op.public_key for op in world.host.operations() if isinstance(op, AddPeer)]
+
+
+def once(world: World, peers: int, happens: Callable[[], object]) -> None:
+    """It happens when the device has so many of the peers, in the call that brings the last of them."""
+
+    def takes(_: int) -> None:
+        if len(adds(world)) >= peers:
+            world.host.apply_takes = lambda _: None
+            happens()
+
+    world.host.apply_takes = takes
+
+
+def test_each_is_journalled_and_let_through_before_the_device_has_it_and_not_all_at_once(
+    world: World, guard: RecordingGuard
+) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        outcome = await agent.give(core.state([live(n) for n in range(1, MANY + 1)]))
+        assert outcome.refused == ()
+        journalled: set[PublicKey] = set()
+        admitted: set[PublicKey] = set()
+        waiting_at_the_first_add = 0
+        for kind, what in world.host.log:
+            if isinstance(what, Entry):
+                journalled |= {session.public_key for session, _ in what.sessions}
+            elif kind == "guard admit":
+                assert isinstance(what, tuple)
+                admitted |= what[0].keys()
+            elif isinstance(what, AddPeer):
+                assert what.public_key in journalled
+                assert what.public_key in admitted
+                waiting_at_the_first_add = waiting_at_the_first_add or MANY - len(journalled)
+        assert waiting_at_the_first_add >= SLICE
+        assert set(world.on_interface()) == {key(n) for n in range(1, MANY + 1)}
+        assert guard.table == {prefix(n): pytest.approx(3600, abs=1) for n in range(1, MANY + 1)}
+        assert guard.muted == 0
+        assert agent.drift() == {}
+
+    with_agent(world, scenario)
+
+
+@pytest.mark.parametrize("what", ["journal", "guard"])
+def test_where_it_fails_amid_it_those_are_let_in_who_were_seen_to_and_the_others_once_it_works(
+    world: World, guard: RecordingGuard, what: str
+) -> None:
+    def fail(now: bool) -> None:
+        if what == "journal":
+            world.journal_fails = now
+        else:
+            guard.fails = now
+
+    reason = Refusal.NOT_JOURNALLED if what == "journal" else Refusal.NOT_GUARDED
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        once(world, SLICE, lambda: fail(now=True))
+        outcome = await agent.give(core.state([live(n) for n in range(1, MANY + 1)]))
+        there = set(world.on_interface())
+        assert SLICE <= len(there) < MANY
+        assert {refused.reason for refused in outcome.refused} == {reason}
+        assert len(outcome.refused) == MANY - len(there)
+        assert there <= {entry[0].public_key for e in world.journalled() for entry in e.sessions}
+        assert guard.table is not None
+        assert {prefix(n) for n in range(1, MANY + 1) if key(n) in there} <= guard.table.keys()
+        fail(now=False)
+        await agent.look()
+        await agent.tick()
+        assert len(world.on_interface()) == MANY
+        assert agent.ends() == {}
+        assert guard.muted == 0
+
+    with_agent(world, scenario)
+
+
+def test_a_device_that_fails_amid_it_is_read_and_all_are_brought(world: World, guard: RecordingGuard) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        def fails() -> None:
+            world.host.fails, world.host.before_failing = 1, SLICE // 2
+
+        once(world, SLICE, fails)
+        outcome = await agent.give(core.state([live(n) for n in range(1, MANY + 1)]))
+        assert outcome.refused == ()
+        assert len(world.on_interface()) == MANY
+        assert len(adds(world)) == MANY
+        assert agent.drift() == {}
+        assert guard.muted == 0
+
+    with_agent(world, scenario)
+
+
+def test_a_table_that_is_taken_away_meanwhile_is_missed_at_the_end(
+    world: World, guard: RecordingGuard
+) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        def taken_away() -> None:
+            guard.table = None
+
+        once(world, MANY, taken_away)
+        await agent.give(core.state([live(n) for n in range(1, MANY + 1)]))
+        assert guard.table is not None
+        assert len(guard.table) == MANY
+        assert agent.drift() == {"guard": 1}
+        assert len(world.on_interface()) == MANY
+
+    with_agent(world, scenario)
+
+
+def test_where_the_same_comes_again_nobody_is_journalled_or_written_again(
+    world: World, guard: RecordingGuard
+) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        listed = [live(n) for n in range(1, MANY + 1)]
+        await agent.give(core.state(listed))
+        mark = len(world.host.log)
+        await agent.give(core.state(listed))
+        since = world.host.log[mark:]
+        assert not [what for kind, what in since if kind in {"operation", "guard admit", "guard raise"}]
+        assert not [what for _, what in since if isinstance(what, Entry) and what.sessions]
+
+    with_agent(world, scenario)
