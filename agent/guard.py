@@ -72,8 +72,8 @@ class GuardContents:
 
         An element that would never expire counts as none.
         """
-        left = [self.elements.get(prefix) or 0.0 for prefix in prefixes]
-        shortest = min(left, default=0.0)
+        get = self.elements.get
+        shortest = min([get(prefix) or 0.0 for prefix in prefixes], default=0.0)
         return shortest if math.isfinite(shortest) else 0.0
 
     def session_left(self, prefixes: Iterable[Prefix]) -> float | None:
@@ -83,7 +83,7 @@ class GuardContents:
         adopted peer's deadline where the journal was lost.
         """
         own = tuple(prefixes)
-        return self.remaining(own) if any(prefix in self.barred for prefix in own) else None
+        return None if self.barred.isdisjoint(own) else self.remaining(own)
 
 
 class GuardDrift(NamedTuple):

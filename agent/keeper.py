@@ -99,7 +99,7 @@ class Keeper:
         await self._ensure()
         await self._configure_link()
         device = await self._link.device.read()
-        self.writer.mirror.observe(device)
+        self.writer.mirror.find(device)
         left = {} if contents is None else _elements_left(device, contents)
         self._state.adopt(device, left, self._clock())
         if self._warden is not None and contents is not None and not self._made:
@@ -531,5 +531,8 @@ class Keeper:
 
 def _elements_left(device: ObservedDevice, contents: GuardContents) -> dict[PublicKey, float]:
     """For how many seconds the guard's table lets each found peer through, where it knows of a session."""
-    pairs = ((key, contents.session_left(peer.allowed_ips)) for key, peer in device.peers.items())
-    return {key: left for key, left in pairs if left is not None}
+    return {
+        key: left
+        for key, peer in device.peers.items()
+        if (left := contents.session_left(peer.allowed_ips)) is not None
+    }

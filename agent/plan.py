@@ -187,6 +187,11 @@ class Mirror:
         """Count a peer that was found as in this tenure from now on."""
         self.peers[key] = structs.replace(self.peers[key], tenure=tenure)
 
+    def find(self, device: ObservedDevice) -> None:
+        """Take in what there is before anything was planned: none of it is drift."""
+        self._seen, self._touched = device.peers, set()
+        self.peers = {key: _found(observed, FOUND) for key, observed in device.peers.items()}
+
     def observe(self, device: ObservedDevice) -> tuple[list[Drift], set[PublicKey]]:
         """Take in a look at the interface.
 

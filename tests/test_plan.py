@@ -307,6 +307,18 @@ def test_what_we_have_changed_is_compared_even_if_it_looks_as_it_did_before() ->
     assert again == {key(1), key(2)}
 
 
+def test_what_is_found_at_first_is_no_drift_and_compared_with_from_then_on() -> None:
+    found, learnt = device(observed(1, preshared_key=1), observed(2)), Mirror()
+    other = Mirror()
+    other.observe(found)
+    learnt.find(found)
+    assert learnt.peers == other.peers
+    assert {held.tenure for held in learnt.peers.values()} == {FOUND}
+    drift, again = learnt.observe(device(observed(1, preshared_key=2), observed(2)))
+    assert [(one.kind, one.public_key) for one in drift] == [(DriftKind.PRESHARED_KEY, key(1))]
+    assert again == {key(1)}
+
+
 def test_who_has_not_moved_since_the_last_look_is_not_looked_at() -> None:
     mirror = holding(want(1), want(2), want(3))
     mirror.observe(raw_device(observed(1), observed(2), observed(3)))

@@ -184,10 +184,7 @@ class KernelDevice:
     async def read(self) -> ObservedDevice:
         """Return the whole interface; raises DeviceError, EINTR if it kept changing meanwhile."""
         async with self._lock:
-            device = (await self._dump()).device(self._name)
-            if isinstance(device.peers, RawPeers):
-                self._seen = device.peers
-            return device
+            return self._take(await self._dump())
 
     async def apply(self, operations: Sequence[Operation]) -> None:
         """Carry out the operations in their order, many in a message.
@@ -208,7 +205,10 @@ class KernelDevice:
     async def configure(self, config: DeviceConfig) -> None:
         """Set what is not None and differs from what the device has; raises DeviceError."""
         async with self._lock:
-            needed = difference(config, (await self._dump()).config())
+            dump = await self._dump()
+            # What is read next has most likely not moved since (``adopt_10k``).
+            self._take(dump)
+            needed = difference(config, dump.config())
             if needed != DeviceConfig():
                 await self._set(netlink.encode_config(self._name, needed))
 
@@ -232,6 +232,12 @@ class KernelDevice:
             "something else writes to the interface all the time: find it and stop it",
             errno=errno.EINTR,
         )
+
+    def _take(self, dump: Dump) -> ObservedDevice:
+        device = dump.device(self._name)
+        if isinstance(device.peers, RawPeers):
+            self._seen = device.peers
+        return device
 
     async def _set(self, body: bytes) -> None:
         await self._request(netlink.SET_DEVICE, NLM_F_ACK, body, lambda _: None)

@@ -61,7 +61,9 @@ def test_each_is_journalled_and_let_through_before_the_device_has_it_and_not_all
                 waiting_at_the_first_add = waiting_at_the_first_add or MANY - len(journalled)
         assert waiting_at_the_first_add >= SLICE
         assert set(world.on_interface()) == {key(n) for n in range(1, MANY + 1)}
-        assert guard.table == {prefix(n): pytest.approx(3600, abs=1) for n in range(1, MANY + 1)}
+        assert guard.table is not None
+        assert guard.table.keys() == {prefix(n) for n in range(1, MANY + 1)}
+        assert {round(left or 0) for left in guard.table.values()} == {3600}
         assert guard.muted == 0
         assert agent.drift() == {}
 
