@@ -174,6 +174,9 @@ class Firewall:
             # A call that the kernel does not answer must not keep the agent from stopping.
             wait({self._worker.submit(self._nft.close)}, _CLOSING)
         self._worker.shutdown(wait=False)
+        if self._muted is not None:
+            self._muted.close()
+            self._muted = None
         if self._watch is not None:
             self._watch.close()
 

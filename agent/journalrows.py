@@ -9,6 +9,7 @@ damaged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
@@ -86,6 +87,10 @@ def parse_session(row: Sequence[Any], boot_id: str) -> tuple[Session, Liveness |
     id_, key, raw = row
     checked((id_, key), (str, bytes))
     record = _decode_session(_blob(raw))
+    times = (record.granted_at, record.expires_at, record.ends_at, record.deadline_boot, record.deadline_wall)
+    if not all(time is None or math.isfinite(time) for time in (*times, *(record.life or ()))):
+        # A deadline that is no number would never pass.
+        raise ValueError("a row of the journal is damaged")
     same_boot = record.boot_id == boot_id
     session = Session(
         id=id_,

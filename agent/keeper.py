@@ -295,7 +295,7 @@ class Keeper:
         return self._made or self._state.location is not None
 
     async def _ensure(self) -> None:
-        if await self._link.ensure():
+        if await self._patience.wait_for(_RTNETLINK, self._link.ensure()):
             self._made = True
             if self._warden is not None:
                 self._warden.link_made()
@@ -407,6 +407,8 @@ class Keeper:
                 if under_way is not None:
                     await self._patience.wait_for(_DEVICE, under_way)
                     under_way = None
+                if number:
+                    await asyncio.sleep(0)
                     if not await between():
                         state.dirty |= dirty
                         break
@@ -420,6 +422,9 @@ class Keeper:
                 state.block(unjournalled, Refusal.NOT_JOURNALLED)
                 state.block(unguarded, Refusal.NOT_GUARDED)
                 refused |= bool(unjournalled or unguarded)
+                if unjournalled:
+                    # Those of later portions among them: the disk is not to be had for them either.
+                    break
                 if refused:
                     continue
                 if one_by_one:
@@ -428,11 +433,9 @@ class Keeper:
                     under_way = asyncio.create_task(writer.apply(tuple(portion), portion.tenures))
                 elif not await writer.carry_out(portion, between):
                     state.dirty |= dirty
-            if under_way is not None:
-                await self._patience.wait_for(_DEVICE, under_way)
         finally:
-            if under_way is not None and not under_way.done():
-                await asyncio.wait((under_way,))
+            if under_way is not None:
+                await asyncio.gather(under_way, return_exceptions=True)
         return None if refused else dirty - moved
 
     def _journal_order(self, key: PublicKey) -> str:

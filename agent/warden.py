@@ -166,6 +166,8 @@ class Warden:
         # Nobody is kept on the interface for it; who is to be let in is judged next.
         with contextlib.suppress(GuardError):
             await self._raise(there)
+        # Who was moved meanwhile may be wanted otherwise than they were admitted.
+        self._agreed.clear()
 
     async def before_kernel(self, dirty: Iterable[PublicKey], now: Now) -> list[PublicKey]:
         """Admit whoever of these is wanted, before the device has them; return who can't be let in.
@@ -429,6 +431,8 @@ class Warden:
         everybody = self._everybody()
         keys = everybody if whom is None else [key for key in everybody if key in whom]
         admissions = self._admissions(keys, self._clock())
+        if whom is not None:
+            self._let_go_of(self._held.keys() - admissions.keys())
         held = self._all_as_held(admissions)
         there = {key for key, one in held.items() if self._held.get(key) == one} if self._adopted else ()
         self._adopted = False
@@ -439,7 +443,7 @@ class Warden:
             raise
         self._failed = None
         if not self._up:
-            _log.info("guard in force", peers=len(admissions) - len(refused))
+            _log.info("guard in force")
         self._up, self._left_over = True, False
         self._note_offsets(self._clock())
         self._take(held, refused)
@@ -505,6 +509,14 @@ class Warden:
         self._held[key] = held
         for prefix in held.prefixes:
             self._owner[prefix] = key
+
+    def _let_go_of(self, keys: Collection[PublicKey]) -> None:
+        """Whether the table has elements of these is not known any more."""
+        for key in keys:
+            for prefix in self._held.pop(key).prefixes:
+                if self._owner.get(prefix) == key:
+                    del self._owner[prefix]
+            self._untidy = True
 
     def _forget(self) -> None:
         self._held.clear()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import sqlite3
@@ -453,6 +454,10 @@ def test_a_record_as_it_should_be_is_read(tmp_path: Path, statement: str, value:
         ("UPDATE sessions SET record = ?", session_record(former_digest=b"")),
         ("UPDATE sessions SET record = ?", session_record(life=("text", 0.0, None, None))),
         ("UPDATE sessions SET record = ?", session_record() + b"\0"),
+        ("UPDATE sessions SET record = ?", session_record(deadline_wall=math.nan)),
+        ("UPDATE sessions SET record = ?", session_record(deadline_boot=math.nan)),
+        ("UPDATE sessions SET record = ?", session_record(ends_at=math.inf)),
+        ("UPDATE sessions SET record = ?", session_record(life=(1.0, math.nan, None, None))),
         ("UPDATE unreported_ends SET reason = ?", "boredom"),
         ("UPDATE unreported_ends SET rx_bytes = ?", "many"),
         ("UPDATE ended SET granted_at = ?", None),

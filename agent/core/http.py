@@ -35,9 +35,9 @@ IGNORED_BODY_SIZE: Final = 64 * 1024
 RETRY_AFTER_LIMIT: Final = 3600.0
 SILENCE: Final = 40.0
 _PIECES: Final = 64
-# A large state comes through httpx in 60 % of the time (``resync_50k``).
-httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 240 * 1024
 """Pieces of an answer after which others have their turn: one read can bring ten thousand."""
+# A large state comes in 60 % of the time (``resync_50k``).
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 240 * 1024
 
 # OpenSSL's X509_V_ERR_ codes, by what an operator has to do about them.
 _EXPIRED: Final = frozenset({10})

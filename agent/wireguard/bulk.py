@@ -29,8 +29,10 @@ _MESSAGE = struct.Struct("=IHHII")
 _COMMAND = struct.Struct("=BBH")
 _CODE = struct.Struct("=i")
 _RECEIVE: Final = 1 << 14
+_SEND_BUFFER: Final = 1 << 20
 _SILENCE: Final = 30.0
-"""Seconds after which a kernel that does not answer is given up."""
+"""Seconds after which an acknowledgement is given up. The kernel carries a message out before it has taken it
+all: where it hangs in that, the thread does, and nobody can help it."""
 
 
 class BulkSocket:
@@ -46,6 +48,7 @@ class BulkSocket:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC
         )
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._socket.bind((0, 0))
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.settimeout(_SILENCE)

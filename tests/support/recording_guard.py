@@ -22,6 +22,7 @@ class RecordingGuard:
     fails: bool = False
     refuses: frozenset[PublicKey] = frozenset()
     muted: int = 0
+    was_muted: int = 0
     made: bool = False
     """Whether there is a table as far as the agent knows."""
     takes: Callable[[], object] | None = None
@@ -52,6 +53,7 @@ class RecordingGuard:
 
     def mute(self) -> None:
         self.muted += 1
+        self.was_muted += 1
 
     async def unmute(self) -> None:
         self.muted -= 1

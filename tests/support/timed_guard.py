@@ -50,6 +50,12 @@ class TimedGuard:
         """What was asked of the guard by this name so far."""
         return [what for kind, what in self.log if kind == f"guard: {verb}"]
 
+    def mute(self) -> None:
+        """It is heard all the same."""
+
+    async def unmute(self) -> None:
+        self._check("unmute", None)
+
     async def read(self) -> GuardContents | None:
         self._check("read", None, whole=False)
         self.heard.touched = False
