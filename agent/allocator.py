@@ -10,10 +10,9 @@ from typing import Final
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-_TRIM: Final = 64 * 1024
-_MMAP: Final = 256 * 1024
-"""A block of its own is paid for page by page, each time: what is received comes in quarters of a megabyte
-(``resync_50k``)."""
+_THRESHOLD: Final = 512 * 1024
+"""More than what is received at a time: for each the system would be asked for pages and given them back, at
+the price of half a look (``stats_tick_10k``, ``resync_50k``)."""
 _OBJECTS: Final = 20_000
 """New objects between two searches."""
 
@@ -29,8 +28,8 @@ def return_freed_memory() -> bool:
         return False
     settings = (
         (_M_ARENA_MAX, 1),
-        (_M_TRIM_THRESHOLD, _TRIM),
-        (_M_MMAP_THRESHOLD, _MMAP),
+        (_M_TRIM_THRESHOLD, _THRESHOLD),
+        (_M_MMAP_THRESHOLD, _THRESHOLD),
     )
     taken = [mallopt(parameter, value) for parameter, value in settings]
     return all(taken)
