@@ -281,6 +281,7 @@ AS_NOBODY = f"""
 import ctypes, os, sys
 import agent.__main__, agent.commands.run, agent.nft, agent.wireguard.userspace, pyroute2
 import encodings.ascii, encodings.idna, encodings.latin_1, encodings.unicode_escape
+agent.commands.run.load_daemon()
 ctypes.CDLL(None).prctl({PR_SET_KEEPCAPS}, 1, 0, 0, 0)
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 # As a process is that was started as this user: one may look into it.
