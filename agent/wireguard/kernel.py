@@ -309,6 +309,7 @@ _HINTS: Final = {
     errno.EADDRINUSE: "another program uses the port: choose another interface.listen_port",
     errno.ENOBUFS: "the kernel is short of memory for network buffers",
     errno.ENOMEM: "the kernel is short of memory",
+    errno.ETIMEDOUT: "the kernel hangs over this interface: look at its log, restart the host if need be",
 }
 
 

@@ -117,6 +117,7 @@ def test_a_dump_that_is_always_interrupted_is_given_up(
         (NetlinkError(errno.EPERM), errno.EPERM, "CAP_NET_ADMIN", 0),
         (NetlinkError(errno.ENODEV), errno.ENODEV, "no such interface", 0),
         (OSError(errno.ENOBUFS, "no buffers"), errno.ENOBUFS, "memory", 1),
+        (OSError(errno.ETIMEDOUT, "timed out"), errno.ETIMEDOUT, "look at its log", 1),
         (OSError("?"), errno.EIO, "", 1),
     ],
 )
