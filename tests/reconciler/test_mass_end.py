@@ -1,11 +1,14 @@
 """Many ends at once: cut first, cleaned up a few at a time (rule 8)."""
 
+import asyncio
 import errno
 import itertools
+import time
 
 import pytest
 
 from agent.model import CutPeer, RemovePeer
+from agent.patience import LOOK_UP
 from agent.writer import HANDFUL
 from tests.reconciler.harness import CUT, Agent, Core, World, granted, live, revoked, with_agent
 from tests.support.builders import grant, key, peer, psk
@@ -309,5 +312,28 @@ def test_an_interface_that_does_not_answer_is_asked_once_for_all_that_are_stuck_
         world.host.fails = world.host.reads_fail = 0
         await agent.tick()
         assert set(world.on_interface()) == {key(1000)}
+
+    with_agent(world, scenario)
+
+
+def test_who_is_revoked_while_the_interface_is_slow_to_be_made_again_is_not_on_it(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+        link = agent.reconciler._keeper._link
+        ensure, answers = link.ensure, []
+
+        async def slow() -> bool:
+            answers.append(agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic()))
+            link.ensure = ensure  # type: ignore[method-assign]
+            await asyncio.sleep(2.5 * LOOK_UP)
+            return await ensure()
+
+        link.ensure = slow  # type: ignore[method-assign]
+        world.host.delete()
+        await agent.look()
+        await answers[0]
+        assert set(world.on_interface()) == {key(2)}
+        assert world.host.up
+        assert agent.ends() == {"s1": "revoked"}
 
     with_agent(world, scenario)
