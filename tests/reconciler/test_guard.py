@@ -20,12 +20,6 @@ from tests.support.builders import grant, key, peer, psk
 from tests.support.recording_guard import RecordingGuard
 
 
-@pytest.fixture
-def guard(world: World) -> RecordingGuard:
-    world.guard = RecordingGuard(world.host)
-    return world.guard
-
-
 def address(number: int) -> Prefix:
     return parse_prefix(f"10.8.0.{number}/32")
 

@@ -21,12 +21,6 @@ from tests.support.recording_guard import RecordingGuard
 MANY = 3 * SLICE + 5
 
 
-@pytest.fixture
-def guard(world: World) -> RecordingGuard:
-    world.guard = RecordingGuard(world.host)
-    return world.guard
-
-
 def prefix(number: int) -> Prefix:
     return parse_prefix(f"{address(number)}/32")
 
