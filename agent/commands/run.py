@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from typing import Any
 
@@ -18,10 +19,13 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def load_daemon() -> Any:
-    """Import ``agent.daemon`` without what its libraries import and it does not use (``rss_10k``: 6 MB).
+    """Import ``agent.daemon`` without what its libraries import and it does not use (``rss_10k``: 10 MB).
 
-    That is rich, in which structlog can show tracebacks, and httpx's own command line.
+    That is rich, in which structlog can show tracebacks, httpx's own command line, and what pyroute2
+    has for other kinds of sockets.
     """
+    if "pyroute2" not in sys.modules:
+        _import_when_asked("pyroute2")
     hidden = {"rich", "httpx._main"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -29,3 +33,26 @@ def load_daemon() -> Any:
     finally:
         for name in hidden:
             del sys.modules[name]
+
+
+def _import_when_asked(name: str) -> None:
+    """Let a package's modules be imported without itself: its own code runs once a name of it is wanted.
+
+    ``importlib.util.LazyLoader`` would run it with the first of its modules.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        return
+    package, loader = importlib.util.module_from_spec(spec), spec.loader
+
+    def get(attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        if importlib.util.find_spec(f"{name}.{attribute}") is not None:
+            return importlib.import_module(f"{name}.{attribute}")
+        vars(package).pop("__getattr__", None)
+        loader.exec_module(package)
+        return getattr(package, attribute)
+
+    vars(package)["__getattr__"] = get
+    sys.modules[name] = package
