@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from agent import timers
 from tests.bench.figures import Figure, save
 from tests.bench.gateway import METRICS_PORT, sh
 from tests.bench.generator import GeneratorCore
@@ -22,6 +23,13 @@ from tests.support.netns import interface_name
 
 LASTS = 80_000.0
 SCRAPE, TICK, TICKS = 15.0, 30.0, 3
+_EMPTY_LOOP = """
+import asyncio
+async def main():
+    while True:
+        await asyncio.sleep(%s)
+asyncio.run(main())
+"""
 
 
 def _configure(folder: Path, interface: str, url: str, *, per_peer: bool) -> None:
@@ -82,6 +90,9 @@ def measure(folder: Path, population: Population, count: int, *, per_peer: bool)
     with (folder / "agent.log").open("wb") as log:
         began = time.monotonic()
         process = subprocess.Popen([sys.executable, "-m", "tests.bench.idle_agent", str(folder)], stderr=log)
+    # What waking up costs on this machine, whatever is done then.
+    wakes = timers.TICK / 2
+    empty = subprocess.Popen([sys.executable, "-c", _EMPTY_LOOP % wakes])
     try:
         if manager.wait_ready(began, 600) is None:
             raise TimeoutError((folder / "agent.log").read_text()[-2000:])
@@ -91,13 +102,17 @@ def measure(folder: Path, population: Population, count: int, *, per_peer: bool)
         _scrape()
         time.sleep(TICK)
         size, cpu, since = 0, _cpu(process.pid), time.monotonic()
+        empty_cpu = _cpu(empty.pid)
         for scrapes in range(1, int(TICKS * TICK / SCRAPE) + 1):
             time.sleep(max(0.0, since + scrapes * SCRAPE - time.monotonic()))
             size = _scrape()
-        used = (_cpu(process.pid) - cpu) / (time.monotonic() - since)
+        lasted = time.monotonic() - since
+        used = (_cpu(process.pid) - cpu) / lasted
         memory = _megabytes(process.pid, "VmRSS")
         return {
             "cores": used,
+            "cores_of_an_empty_loop": (_cpu(empty.pid) - empty_cpu) / lasted,
+            "wakes_of_an_empty_loop_per_s": 1 / wakes,
             "rss_mb": memory,
             "peak_while_loading_mb": peak,
             "peak_mb": _megabytes(process.pid, "VmHWM"),
@@ -107,8 +122,9 @@ def measure(folder: Path, population: Population, count: int, *, per_peer: bool)
             "device": "a stand-in that costs nothing",
         }
     finally:
-        process.kill()
-        process.wait()
+        for started in (process, empty):
+            started.kill()
+            started.wait()
         core.close()
         manager.close()
         sh("ip", "link", "delete", interface)
