@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what it needs first: see .ci/setup.
-.PHONY: help demo test reliability lint bench format lock clean
+.PHONY: help demo test reliability lint bench format lock proto clean
 .DEFAULT_GOAL := help
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BIN := .venv/bin
@@ -12,6 +12,7 @@ help:
 	@echo "make bench   the agent beside wg at 10,000 to 100,000 peers, about an hour; writes build/bench.json"
 	@echo "make format  let ruff format and fix what it can"
 	@echo "make lock    requirements/*.txt anew from pyproject.toml"
+	@echo "make proto   the modules of Defguard's messages anew from their .proto files"
 
 demo:
 	@.ci/setup demo
@@ -56,6 +57,13 @@ lock:
 	@.ci/setup lint
 	$(LOCK) -o requirements/runtime.txt
 	$(LOCK) --all-extras --group dev -o requirements/dev.txt
+
+# The paths in them are imported by, hence the root.
+WIRE := agent/core/defguard/wire
+proto:
+	@.ci/setup lint
+	rm -f $(WIRE)/*_pb2.py $(WIRE)/*_pb2.pyi
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(WIRE)/*.proto
 
 clean:
 	rm -rf .venv .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .benchmarks build dist

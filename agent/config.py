@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -137,12 +138,6 @@ def _check_core_url(value: str) -> str:
     return url
 
 
-def _check_protocol(value: Literal["http", "defguard"]) -> Literal["http", "defguard"]:
-    if value == "defguard":
-        raise ValueError('this version does not speak the Defguard protocol yet; write "http"')
-    return value
-
-
 def check_interface_name(value: str) -> str:
     if not _INTERFACE_NAME.fullmatch(value) or value in {".", ".."}:
         raise ValueError("an interface's name has 1 to 15 characters of A-Z a-z 0-9 _ = + . -")
@@ -200,10 +195,14 @@ class Interface(_Section):
 
 
 class Core(_Section):
-    """Where core is and how to prove who we are. ``timeout``: one request, in seconds."""
+    """Where core is and how to prove who we are. ``timeout``: one request, in seconds.
 
-    protocol: Annotated[Literal["http", "defguard"], AfterValidator(_check_protocol)] = "http"
-    url: Annotated[str, AfterValidator(_check_core_url)]
+    A Defguard core of generation 1 is called at ``url``; one of generation 2 calls the agent, and has none.
+    """
+
+    protocol: Literal["http", "defguard"] = "http"
+    generation: Literal[1, 2] = 2
+    url: Annotated[str, AfterValidator(_check_core_url)] = ""
     token_file: File | None = None
     ca_file: File | None = None
     client_cert_file: File | None = None
@@ -212,11 +211,36 @@ class Core(_Section):
     poll_interval: Seconds = 30.0
     timeout: Seconds = 10.0
 
+    @property
+    def calls(self) -> bool:
+        """Whether core is the one that connects, and so proves who it is by a certificate of its own."""
+        return self.protocol == "defguard" and self.generation == 2
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if not self.url and not self.calls:
+            raise PydanticCustomError("missing", "core.url is missing")
+        return self
+
     @model_validator(mode="after")
     def _pairs(self) -> Self:
         if (self.client_cert_file is None) != (self.client_key_file is None):
             raise ValueError("client_cert_file and client_key_file belong together: set both or neither")
         return self
+
+
+class Defguard(_Section):
+    """What a Defguard core does not tell, or leaves to the gateway.
+
+    ``listen``, ``cert_dir`` and ``adoption_timeout`` (seconds) are of generation 2, ``hostname`` of 1.
+    """
+
+    hostname: Annotated[str, Field(max_length=253)] = ""
+    mfa_required: bool = False
+    liveness: Literal["gateway", "core"] = "gateway"
+    listen: ListenAddress = Listen("0.0.0.0", 50066)
+    cert_dir: File | None = None
+    adoption_timeout: Seconds = 600.0
 
 
 class Sessions(_Section):
@@ -277,9 +301,16 @@ class Push(_Section):
 
 
 class Firewall(_Section):
-    """Whether peers that must do MFA need the kernel's own guard in place."""
+    """Whether peers that must do MFA need the kernel's own guard in place, and what else passes.
+
+    ``acl``: core's access rules are put in force, in a chain of this ``priority`` at the forward hook.
+    ``masquerade``: what peers send to other networks leaves by the host's own address.
+    """
 
     required: bool = True
+    acl: bool = True
+    masquerade: bool = False
+    priority: Annotated[int, Field(ge=-400, le=400)] = 0
 
 
 class Paths(_Section):
@@ -311,6 +342,7 @@ class Config(BaseSettings):
     firewall: Firewall = Firewall()
     paths: Paths = Paths()
     log: Log = Log()
+    defguard: Defguard = Defguard()
 
     @classmethod
     def settings_customise_sources(
@@ -328,6 +360,16 @@ class Config(BaseSettings):
     def private_key_file(self) -> Path:
         """Where the interface's private key is, or will be made on first start."""
         return self.interface.private_key_file or self.paths.state / "private.key"
+
+    @property
+    def cert_dir(self) -> Path:
+        """Where the certificates of an adopted gateway are."""
+        return self.defguard.cert_dir or self.paths.state / "certs"
+
+    @property
+    def acl_file(self) -> Path:
+        """Where core's access rules are kept for the next start."""
+        return self.paths.state / "acl.json"
 
     @property
     def control_socket(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 import socket
@@ -18,24 +19,24 @@ import structlog
 from starlette.types import ASGIApp
 
 from agent import __version__, clock, log, overview
+from agent.aclfirewall import AclFirewall
 from agent.allocator import collect_rarely, return_freed_memory
 from agent.config import Config, reload_differences
 from agent.configfile import load_config
 from agent.control import bind_control, control_app
-from agent.core.endpoint import TlsFiles
-from agent.core.http import CoreClient
+from agent.core.connection import Core, HttpCore
 from agent.core.push import push_app
-from agent.core.reports import Reporter
-from agent.core.sync import CoreSync
-from agent.encoding import format_key
+from agent.curve25519 import public_key
+from agent.encoding import format_key, network_of
 from agent.errors import AgentError, ConfigError, GuardError
 from agent.firewall import Firewall
 from agent.folders import private_folder
 from agent.hardening import forbid_core_dumps
 from agent.journal import Journal
-from agent.keys import Secrets, load_private_key, load_secrets, public_key
+from agent.keys import Secrets, load_private_key, load_secrets, store_private_key
 from agent.lock import InterfaceLock
 from agent.metrics import CONTENT_TYPE, Metrics
+from agent.model import Prefix
 from agent.reconciler import Reconciler
 from agent.server import bind, own_app, serve, tls_context
 from agent.sessions import Limits
@@ -53,6 +54,8 @@ _PING_EVERY: Final = 2.0
 """Seconds between two words to systemd's watchdog, which wants one in 30."""
 _GUARD_LOOKS: Final = 0.5
 """Seconds at least between two looks at the guard, however often it is changed."""
+_RULES: Final = 5.0
+"""Seconds that the start waits for nftables to take the access rules; deadlines can't wait longer."""
 _STOP: Final = 5.0
 """Seconds that a step under way may take when the agent is told to stop."""
 _END: Final = 25.0
@@ -134,31 +137,50 @@ class _Daemon:
         self._reconciler = Reconciler(
             interface=config.interface.name,
             state=self._state,
-            link=WireGuardLink(config.interface, private_key, ()),
+            link=WireGuardLink(config.interface, private_key, (), self._keep_key),
             journal=Journal(config.paths.state, clock.boot_id(), config.paths.runtime),
             metrics=self._metrics,
             core_lost_grace=config.sessions.core_lost_grace,
             alive=self._alive,
             warden=self._warden,
         )
-        core = config.core
-        self._client = CoreClient(
-            core.url,
-            secrets.token.get_secret_value(),
-            clock=clock.read,
-            heard=self._reconciler.heard,
-            tls=TlsFiles(core.ca_file, core.client_cert_file, core.client_key_file),
-            max_body=core.max_body,
-            timeout=core.timeout,
+        self._acl = AclFirewall(
+            config.interface.name,
+            self._vpn_networks,
+            config.acl_file,
+            enabled=config.firewall.acl,
+            masquerade=config.firewall.masquerade,
+            priority=config.firewall.priority,
         )
-        self._sync = CoreSync(self._client, self._reconciler, poll_interval=core.poll_interval)
-        self._reporter = Reporter(
-            self._client,
-            self._reconciler.reports,
-            started_at=clock.read().wall,
-            accepted=self._sync.core_found,
-        )
+        self._core = self._open_core()
         self._timers = Timers(self._reconciler, config.stats.interval, self._ticked)
+
+    def _open_core(self) -> Core:
+        config, reports = self._config, self._reconciler.reports
+        if config.core.protocol == "http":
+            return HttpCore(config, self._secrets, self._reconciler, reports)
+        try:
+            # Only who has asked for it pays for gRPC.
+            defguard: Any = importlib.import_module("agent.core.defguard.connection")
+        except ImportError as error:
+            raise ConfigError(
+                f'core.protocol = "defguard" needs a package that is not installed: {error.name}',
+                "install wg-agent with its extra: pip install 'wg-agent[defguard]'",
+            ) from None
+        core: Core = defguard.open_core(config, self._secrets, self._reconciler, reports, self._acl)
+        return core
+
+    def _vpn_networks(self) -> frozenset[Prefix]:
+        """The networks of the interface's addresses: core's, or else the configuration's."""
+        addresses = self._state.interface.addresses
+        if addresses is None:
+            addresses = self._config.interface.addresses
+        return frozenset(map(network_of, addresses))
+
+    def _keep_key(self, private_key: bytes) -> None:
+        """Core has handed out the interface's key: it is the one secret that is kept on disk."""
+        log.hide(format_key(private_key))
+        store_private_key(self._config.private_key_file, private_key)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -176,14 +198,15 @@ class _Daemon:
             self._notifier.stopping()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STOP):
-                    await self._client.close()
+                    await self._core.close()
             await self._reconciler.stop()
+            self._acl.close()
             self._notifier.close()
             _log.info("stopped, tunnels stay up")
 
     async def _start(self) -> bool:
         """Bring the interface to what is known; False if told to stop before that was done."""
-        starting = asyncio.create_task(self._reconciler.start(), name="start")
+        starting = asyncio.create_task(self._bring_up(), name="start")
         stopping = asyncio.create_task(self._stop.wait(), name="told to stop")
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -196,6 +219,17 @@ class _Daemon:
             return False
         starting.result()
         return not self._stop.is_set()
+
+    async def _bring_up(self) -> None:
+        """Access rules before peers; without them no new peer is let in, but sessions have to end."""
+        try:
+            async with asyncio.timeout(_RULES):
+                await self._acl.start()
+        except TimeoutError:
+            _log.error("nftables does not answer: access rules are not known to be in force")
+        except GuardError as error:
+            _log.error("access rules can't be put in force", error=error.message, hint=error.hint)
+        await self._reconciler.start()
 
     def _told_to_stop(self) -> None:
         if not self._stop.is_set():
@@ -211,10 +245,10 @@ class _Daemon:
             async with asyncio.TaskGroup() as tasks:
                 others = [
                     tasks.create_task(self._timers.run(), name="timers"),
-                    tasks.create_task(self._sync.run(), name="core: sync"),
-                    tasks.create_task(self._reporter.run(), name="core: reports"),
+                    tasks.create_task(self._core.run(), name="core"),
                     tasks.create_task(self._become_ready(), name="ready"),
                     tasks.create_task(self._watch_guard(), name="guard"),
+                    tasks.create_task(self._acl.keep(), name="access rules"),
                     tasks.create_task(_ended(reconciling), name="reconciler's end"),
                     *(tasks.create_task(serve(app, sock, tls=tls)) for app, sock, tls in listeners),
                 ]
@@ -257,6 +291,7 @@ class _Daemon:
 
     def _ticked(self) -> None:
         self._alive()
+        self._acl.refresh()
         line = self._status_line()
         if self._ready and line != self._shown and not self._stop.is_set():
             self._notifier.status(line)
@@ -324,7 +359,7 @@ class _Daemon:
     def _take_live(self) -> None:
         config = self._config
         log.set_level(config.log.level)
-        self._sync.poll_interval = config.core.poll_interval
+        self._core.poll_interval = config.core.poll_interval
         self._timers.interval = config.stats.interval
         self._metrics.per_peer = config.metrics.per_peer
         self._warden.lease = config.sessions.agent_lease

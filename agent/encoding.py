@@ -117,6 +117,14 @@ def parse_interface_address(text: object) -> InterfaceAddress:
     return InterfaceAddress(packed, length)
 
 
+def network_of(address: InterfaceAddress) -> Prefix:
+    """Return the network that an address of the interface is in."""
+    packed, length = address
+    host_bits = len(packed) * 8 - length
+    number = int.from_bytes(packed, "big") >> host_bits << host_bits
+    return Prefix(number.to_bytes(len(packed), "big"), length)
+
+
 def parse_time(text: object) -> float:
     """Return an RFC 3339 time as Unix seconds; one without an offset or out of range is a fault."""
     if not isinstance(text, str):

@@ -78,7 +78,14 @@ class AskPlan:
     answer: asyncio.Future[dict[str, Any]]
 
 
-Event = Pulled | Changes | Tick | Observe | LookAtGuard | Reap | End | Configure | AskPlan
+@dataclass(slots=True)
+class Dismantle:
+    """Core has deleted this gateway: the interface is to go."""
+
+    answer: asyncio.Future[None]
+
+
+Event = Pulled | Changes | Tick | Observe | LookAtGuard | Reap | End | Configure | AskPlan | Dismantle
 
 
 @dataclass(slots=True)

@@ -11,12 +11,9 @@ there are so many elements that the last would be written late.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
@@ -24,7 +21,7 @@ from agent import clock, nftlist, ruleset
 from agent.errors import GuardDrifted, GuardError
 from agent.guard import Admission, GuardContents
 from agent.model import Prefix, PublicKey
-from agent.nft import INSTALL, Nft, NftError, open_nft
+from agent.nft import INSTALL, Nft, NftError, Worker, open_nft
 from agent.nftelements import CATCH_ALL, ElementChange
 from agent.nftlist import Listing
 from agent.nftwatch import Watch
@@ -44,8 +41,6 @@ _LATE: Final = 0.5
 """Seconds after which what was written is written again, in smaller parts."""
 _LOUD: Final = 300
 """Elements from which on writing takes ten times as long while the kernel has to tell us of each."""
-_CLOSING: Final = 2.0
-"""Seconds that a call under way may take when the guard is let go of."""
 _ADDRESS_SIZES: Final = (4, 16)
 _HOPELESS: Final = 100
 """Refusals one by one, without a single success, after which the rest need not be tried."""
@@ -67,8 +62,7 @@ class Firewall:
     def __init__(self, interface: str, nft: Nft | None = None) -> None:
         self._interface = interface
         self._nft = nft
-        # Its thread starts in the namespace of the first caller, and the sockets are opened in it.
-        self._worker = ThreadPoolExecutor(1, "nftables", initializer=_take_no_signals)
+        self._worker = Worker()
         self._sets: frozenset[ruleset.PrefixSet] | None = None
         self._leased = True
         self._batch = _BATCH
@@ -170,10 +164,7 @@ class Firewall:
 
     def close(self) -> None:
         """Let go of nftables; the table stays."""
-        if self._nft is not None:
-            # A call that the kernel does not answer must not keep the agent from stopping.
-            wait({self._worker.submit(self._nft.close)}, _CLOSING)
-        self._worker.shutdown(wait=False)
+        self._worker.close(self._nft)
         if self._muted is not None:
             self._muted.close()
             self._muted = None
@@ -184,7 +175,7 @@ class Firewall:
         return None if self._nft is None else self._nft.port
 
     async def _do(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        return await self._worker.do(work)
 
     # In the worker thread.
 
@@ -511,15 +502,6 @@ class Firewall:
                 self._run([f"add table {table}", *commands], dry_run=True)
                 continue
             yield Lack(f"the kernel has no {what}", hint)
-
-
-def _take_no_signals() -> None:
-    """Leave signals to the other threads.
-
-    One that interrupts libnftables while it waits for the kernel makes it report a failure, though the
-    transaction may be in force.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def _no_access(error: NftError) -> Lack:

@@ -22,6 +22,7 @@ from agent.guard import GuardContents
 from agent.metrics import Metrics
 from agent.model import (
     DesiredPeer,
+    Identity,
     InterfaceAddress,
     InterfaceSettings,
     Now,
@@ -78,9 +79,11 @@ class Keeper:
         self._clock = read_clock
         self._patience = patience
         self._warden = warden
-        self._settings: InterfaceSettings | None = None
+        self._settings: tuple[InterfaceSettings, Identity | None] | None = None
         self._made = False
         self._up = False
+        self._dismantled = False
+        """Whether the interface is not to be there: core has deleted this gateway."""
         self._behind = False
         self._added_early = False
         self._left: DeviceError | None = None
@@ -122,6 +125,8 @@ class Keeper:
             return await self._look()
 
     async def _look(self) -> bool:
+        if self._dismantled:
+            return False
         try:
             device = await self._link.device.read()
         except DeviceError as error:
@@ -194,6 +199,9 @@ class Keeper:
         wait for what was there before. Returns False if it moved the same peers again and again.
         """
         state = self._state
+        if self._dismantled:
+            state.dirty.clear()
+            return True
         started, did_something, failures, rounds = clock.monotonic(), False, 0, 0
         todo: set[PublicKey] = set()
         while True:
@@ -284,6 +292,20 @@ class Keeper:
             await self._read_again(error)
             return False
 
+    async def dismantle(self) -> None:
+        """Remove the interface, and do without until ``build``; raises DeviceError."""
+        await self._patience.wait_for(_RTNETLINK, self._link.remove())
+        self._dismantled, self._settings, self._up = True, None, False
+        self.writer.mirror.peers.clear()
+        if self._warden is not None:
+            self._warden.link_made()
+        await self._books.addresses(())
+        _log.info("interface removed")
+
+    def build(self) -> None:
+        """There is a state again: the interface is made anew when it is found to be missing."""
+        self._dismantled = False
+
     async def close(self) -> None:
         """Let go of device and guard; interface and table stay."""
         if self._warden is not None:
@@ -306,12 +328,12 @@ class Keeper:
 
         Settings that it can't have, such as a port that is taken, are no reason to leave a peer on it.
         """
-        settings = self._state.interface
+        settings = self._state.interface, self._state.identity
         if self._settings == settings or not self._knows_settings:
             return
         before = self._link.addresses
         try:
-            for change in await self._patience.wait_for(_RTNETLINK, self._link.configure(settings)):
+            for change in await self._patience.wait_for(_RTNETLINK, self._link.configure(*settings)):
                 _log.info("interface changed", change=change)
         except DeviceError as error:
             self._keep_fault(error)

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,9 +18,9 @@ from typing import Final
 from pydantic import SecretStr
 
 from agent.config import Config
+from agent.curve25519 import clamp
 from agent.encoding import format_key, parse_key
 from agent.errors import ConfigError
-from agent.model import PublicKey
 
 _SECRET_SIZE: Final = 64 << 10
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)  # what may stand in an Authorization header
@@ -28,7 +29,10 @@ _MIN_PUSH_SECRET: Final = 24  # bytes; Standard Webhooks, "Signature scheme"
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """What must never be shown: core's bearer token and, as ``whsec_…``, the push secret if any."""
+    """What must never be shown: core's bearer token and, as ``whsec_…``, the push secret if any.
+
+    The token is empty where core is the one that connects.
+    """
 
     token: SecretStr
     push_secret: SecretStr | None = None
@@ -40,6 +44,8 @@ def load_secrets(config: Config) -> Secrets:
     Raises ConfigError if one is missing or unreadable, malformed, or a secret and open to others.
     """
     _check_files(config)
+    if config.core.calls:
+        return Secrets(SecretStr(""), _load_push_secret(config))
     if config.core.token_file is None:
         raise ConfigError(
             "there is no token for core",
@@ -51,19 +57,21 @@ def load_secrets(config: Config) -> Secrets:
             f"core.token_file: {config.core.token_file} does not hold a token",
             "write the token as its only line",
         )
-    push_secret = None
-    if config.push.secret_file is not None:
-        text = (
-            read_secret_file(config.push.secret_file, "push.secret_file").decode("utf-8", "replace").strip()
+    return Secrets(SecretStr(token), _load_push_secret(config))
+
+
+def _load_push_secret(config: Config) -> SecretStr | None:
+    path = config.push.secret_file
+    if path is None:
+        return None
+    text = read_secret_file(path, "push.secret_file").decode("utf-8", "replace").strip()
+    if not _is_push_secret(text):
+        raise ConfigError(
+            f"push.secret_file: {path} holds no Standard Webhooks secret",
+            f"write whsec_ and at least {_MIN_PUSH_SECRET} random bytes in base64, "
+            'such as: echo "whsec_$(head -c 32 /dev/urandom | base64)"',
         )
-        if not _is_push_secret(text):
-            raise ConfigError(
-                f"push.secret_file: {config.push.secret_file} holds no Standard Webhooks secret",
-                f"write whsec_ and at least {_MIN_PUSH_SECRET} random bytes in base64, "
-                'such as: echo "whsec_$(head -c 32 /dev/urandom | base64)"',
-            )
-        push_secret = SecretStr(text)
-    return Secrets(SecretStr(token), push_secret)
+    return SecretStr(text)
 
 
 def _check_files(config: Config) -> None:
@@ -165,8 +173,18 @@ def load_private_key(config: Config, *, create: bool) -> bytes:
 
 def _create_private_key(path: Path) -> bytes:
     raw = clamp(secrets.token_bytes(32))
+    _write_private_key(path, raw, path.hardlink_to)
+    return raw
+
+
+def store_private_key(path: Path, raw: bytes) -> None:
+    """Have the file hold this key from now on, whole or not at all; raises ConfigError."""
+    _write_private_key(path, raw, lambda fresh: fresh.replace(path))
+
+
+def _write_private_key(path: Path, raw: bytes, name_it: Callable[[Path], object]) -> None:
+    """Write a file beside it, which gets its name when it is whole: no start must find half a key."""
     try:
-        # It gets its name when it is whole: the next start must not find half a key.
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -175,40 +193,11 @@ def _create_private_key(path: Path) -> bytes:
                 file.write(format_key(raw).encode("ascii") + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            path.hardlink_to(fresh)
+            name_it(fresh)
         finally:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(
             f"interface.private_key_file: {path} can't be made: {error.strerror}",
             "name a file that the agent may write, or give the credential interface.private_key",
         ) from None
-    return raw
-
-
-def clamp(raw: bytes) -> bytes:
-    """Return 32 bytes as a Curve25519 private key (RFC 7748, section 5), as ``wg genkey`` does."""
-    return bytes([raw[0] & 248, *raw[1:31], raw[31] & 127 | 64])
-
-
-def public_key(private_key: bytes) -> PublicKey:
-    """Return the public key of a raw private key: X25519 with the base point 9 (RFC 7748).
-
-    Not constant in time: for the one key at start, on the host that holds it anyway.
-    """
-    prime = 2**255 - 19
-    scalar = int.from_bytes(clamp(private_key), "little")
-    x2, z2, x3, z3, swapped = 1, 0, 9, 1, 0
-    for position in range(254, -1, -1):
-        bit = scalar >> position & 1
-        if bit != swapped:
-            x2, x3, z2, z3 = x3, x2, z3, z2
-        swapped = bit
-        a, b, c, d = x2 + z2, x2 - z2, x3 + z3, x3 - z3
-        aa, bb, da, cb = a * a % prime, b * b % prime, d * a % prime, c * b % prime
-        e = aa - bb
-        x3, z3 = (da + cb) ** 2 % prime, 9 * (da - cb) ** 2 % prime
-        x2, z2 = aa * bb % prime, e * (aa + 121665 * e) % prime
-    if swapped:
-        x2, z2 = x3, z3
-    return PublicKey((x2 * pow(z2, prime - 2, prime) % prime).to_bytes(32, "little"))

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple, NewType
+from typing import Final, Literal, NamedTuple, NewType
 
 from msgspec import Struct
 
@@ -45,6 +45,19 @@ class PresharedKey(Struct, frozen=True, gc=False):
     def digest(self) -> bytes:
         """SHA-256 of the key: what the journal keeps to know it again (256 random bits: no secret)."""
         return hashlib.sha256(self.raw).digest()
+
+
+class Identity(Struct, frozen=True, gc=False):
+    """The interface's key pair as core hands it out, raw; its repr shows the public half only."""
+
+    private_key: bytes
+    public_key: PublicKey
+
+    def __repr__(self) -> str:
+        return "Identity(…)"
+
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        return [("private_key", "…")]
 
 
 class Prefix(NamedTuple):
@@ -130,12 +143,19 @@ class EndReason(StrEnum):
 # What core says.
 
 
+NEVER: Final = 253_402_300_799.0
+"""The ``expires_at`` of a session to which core sets no end: 9999-12-31T23:59:59Z."""
+
+
 class Grant(Struct, frozen=True, gc=False):
-    """Core's grant of a session, as it stands in a message; times are core's."""
+    """Core's grant of a session, as it stands in a message; times are core's.
+
+    ``granted_at`` is None where core does not say: then the session began when it was first seen here.
+    """
 
     id: str
     preshared_key: PresharedKey
-    granted_at: float
+    granted_at: float | None
     expires_at: float
 
 
@@ -203,6 +223,7 @@ class Snapshot:
     """The whole state, from GET state. ``requested_at`` is boot time when the request was sent.
 
     ``digest`` tells a large list of peers from others, by how it is written; empty for a small one.
+    ``identity`` is None where core leaves the interface's key to the configuration.
     """
 
     epoch: str
@@ -215,6 +236,7 @@ class Snapshot:
     peers: tuple[Peer, ...]
     unreadable: tuple[UnreadablePeer, ...] = ()
     digest: bytes = field(default=b"", compare=False, repr=False)
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,11 +272,15 @@ class SessionRevoked:
 
 @dataclass(frozen=True, slots=True)
 class LocationChanged:
-    """Location, interface settings and session policy, each whole."""
+    """Location, interface settings and session policy, each whole.
+
+    ``identity`` is None where the interface's key stays what it is.
+    """
 
     location: Location
     interface: InterfaceSettings
     session_policy: SessionPolicy
+    identity: Identity | None = None
 
 
 ChangeBody = PeerUpserted | PeerRemoved | SessionGranted | SessionRevoked | LocationChanged

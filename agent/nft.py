@@ -6,13 +6,16 @@ and acts in the network namespace of the thread that makes the first call.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import Iterable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Final, Protocol, TypeVar
 
 from agent.errors import GuardError
 from agent.nftelements import (
@@ -24,6 +27,8 @@ from agent.nftelements import (
     outcome,
     transaction,
 )
+
+T = TypeVar("T")
 
 INSTALL: Final = "install nftables (apt install nftables, dnf install nftables)"
 _LIBRARY: Final = "libnftables.so.1"
@@ -38,6 +43,8 @@ _SILENCE: Final = 120.0
 _TERSE: Final = 1 << 11  # NFT_CTX_OUTPUT_TERSE, nftables/libnftables.h
 _SHOWN: Final = 300
 _ATTEMPTS: Final = 10
+_CLOSING: Final = 2.0
+"""Seconds that a call under way may take when nftables is let go of."""
 
 
 class NftError(GuardError):
@@ -240,6 +247,35 @@ def open_nft() -> Library | Program:
             return Program()
         except GuardError:
             raise lacking from None
+
+
+class Worker:
+    """The thread in which one user of nftables does its work, one call after another.
+
+    It starts in the namespace of the first caller, and sockets are opened in it.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "nftables", initializer=_take_no_signals)
+
+    async def do(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, or raise what it raises; begun, it is done to its end."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self, nft: Nft | None) -> None:
+        """End the thread, having closed ``nft`` in it; a call that is not answered is not waited for."""
+        if nft is not None:
+            wait({self._pool.submit(nft.close)}, _CLOSING)
+        self._pool.shutdown(wait=False)
+
+
+def _take_no_signals() -> None:
+    """Leave signals to the other threads.
+
+    One that interrupts libnftables while it waits for the kernel makes it report a failure, though the
+    transaction may be in force.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def _first(said: str) -> str:

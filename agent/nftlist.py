@@ -1,4 +1,4 @@
-"""The guard's table as nft lists it: read back, judged, and put right.
+"""The tables of ours as nft lists them: read back, judged, and put right.
 
 nft's native listing is read rather than its JSON, which (1.0.6) leaves out the device of an inet chain; and
 without elements, which the kernel is asked for (``agent.nftelements``). Rules are known by the digest in
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final, NamedTuple
 
+from agent.aclruleset import SLOTS, AclTable, Slot, prepare, switch
 from agent.guard import GuardContents
 from agent.model import Prefix
 from agent.ruleset import (
@@ -37,7 +38,10 @@ _SET_NAME: Final = re.compile(rf"({'|'.join(k.value for k in Kind)})([46])_(\d{{
 
 
 class Hook(NamedTuple):
-    """Where a base chain is hooked in: hook, device ("" for none), priority, policy."""
+    """Where a base chain is hooked in: hook, device ("" for none), priority, policy.
+
+    The hook has the chain's type before it, unless that is "filter".
+    """
 
     hook: str
     device: str
@@ -128,14 +132,28 @@ class Listing:
 
 _BLOCK: Final = re.compile(r"(table|set|chain|map|flowtable|counter|quota|limit|secmark|synproxy) .*\{")
 _BASE_CHAIN: Final = re.compile(
-    r'type filter hook (\w+)(?: devices? (?:= )?\{? ?"?([^" ;}]*)"? ?\}?)? priority ([^;]+); policy (\w+);'
+    r'type (\w+) hook (\w+)(?: devices? (?:= )?\{? ?"?([^" ;}]*)"? ?\}?)? priority ([^;]+); policy (\w+);'
 )
+_PRIORITIES: Final = {
+    "raw": -300,
+    "mangle": -150,
+    "dstnat": -100,
+    "filter": 0,
+    "security": 50,
+    "srcnat": 100,
+}
+"""The priorities that nft has a name for; it lists those beside them with what is added or taken away."""
 _RULE_COMMENT: Final = re.compile(r'comment "([^"]*)"$')
 
 
 def own_table(text: str, interface: str) -> str | None:
-    """Return our table's part of nft's listing of all inet tables, None if it is not among them."""
-    first = f"table {table(interface)} {{"
+    """Return the guard's part of nft's listing of all inet tables, None if it is not among them."""
+    return table_part(text, table(interface))
+
+
+def table_part(text: str, name: str) -> str | None:
+    """Return a table's part of nft's listing, by family and name; None if it is not among them."""
+    first = f"table {name} {{"
     lines = iter(text.splitlines())
     for line in lines:
         if line == first:
@@ -212,14 +230,22 @@ def _parse_chain(lines: Iterator[str]) -> HeldChain:
             break
         text = line.strip()
         if base := _BASE_CHAIN.fullmatch(text):
-            priority = "0" if base[3] == "filter" else base[3]
-            chain.hook = Hook(base[1], base[2] or "", priority, base[4])
+            hook = base[2] if base[1] == "filter" else f"{base[1]} {base[2]}"
+            chain.hook = Hook(hook, base[3] or "", _priority(base[4]), base[5])
         elif text.startswith("type ") and " hook " in text:
             chain.hook = Hook(text, "", "", "")
         else:
             comment = _RULE_COMMENT.search(text)
             chain.rules.append(comment[1] if comment else "")
     return chain
+
+
+def _priority(text: str) -> str:
+    """Return a priority as a number, whatever nft calls it."""
+    name, _, offset = text.partition(" ")
+    if name not in _PRIORITIES:
+        return text
+    return str(_PRIORITIES[name] + int(offset.replace(" ", "") or 0))
 
 
 _FLOWTABLE: Final = re.compile(r"table (\w+) (\S+) \{|flowtable (\S+) \{|devices = \{([^}]*)\}")
@@ -260,3 +286,45 @@ def mend(interface: str, held: Listing, sets: Iterable[PrefixSet], *, leased: bo
         *(f"add chain {name} {chain}" for chain in CHAINS if chain not in BASE),
         *add_rules(interface, rules(interface, sets, leased=leased)),
     ]
+
+
+def acl_faults(held: Listing, table: AclTable) -> list[str]:
+    """Return what is missing or foreign in the table of access rules, in words."""
+    faults = [f"the chain {name} is not hooked in where it should be" for name in _acl_wrong(held, table)]
+    slot = acl_slot(held, table)
+    expected = table.over(held.chains).base(slot) | table.aside(slot)
+    for name, lines in expected.items():
+        chain = held.chains.get(name)
+        if chain is None:
+            faults.append(f"the chain {name} is gone")
+        elif chain.rules != [line.comment for line in lines]:
+            faults.append(f"the rules of the chain {name} are not those of the agent")
+    return faults + [f"there is a foreign chain {name}" for name in held.chains if name not in expected]
+
+
+def acl_slot(held: Listing, table: AclTable) -> Slot:
+    """Return the slot that is in force, as far as can be told: the last one if none is."""
+    for slot in SLOTS:
+        jumps = {line.comment for lines in table.over(held.chains).base(slot).values() for line in lines}
+        if any(jumps & set(chain.rules) for chain in held.chains.values()):
+            return slot
+    return SLOTS[-1]
+
+
+def _acl_wrong(held: Listing, table: AclTable) -> list[str]:
+    """The base chains that are there, and hooked in elsewhere or not at all."""
+    hooks = {
+        name: Hook(hook if kind == "filter" else f"{kind} {hook}", "", str(priority), "accept")
+        for name, (kind, hook, priority) in table.over(held.chains).hooks.items()
+    }
+    return [name for name, hook in hooks.items() if name in held.chains and held.chains[name].hook != hook]
+
+
+def acl_change(held: Listing, table: AclTable) -> tuple[list[str], list[str]]:
+    """Return the two transactions that make the table what it should be: one aside, one that counts."""
+    table = table.over(held.chains)
+    now = acl_slot(held, table)
+    slot = next(other for other in SLOTS if other != now)
+    wrong = _acl_wrong(held, table)
+    strange = [name for name in held.chains if name not in table.base(slot) and name not in table.aside(slot)]
+    return prepare(table, slot, wrong), switch(table, slot, strange, wrong)

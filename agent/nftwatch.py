@@ -12,8 +12,10 @@ import errno
 import os
 import socket
 import struct
+import threading
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from agent.errors import GuardError
 
@@ -85,6 +87,10 @@ class Watch:
     Raises GuardError.
     """
 
+    _open: ClassVar[weakref.WeakSet[Watch]] = weakref.WeakSet()
+    """All of this process: one that listens has the kernel tell of each element, whoever else does not."""
+    _lock: ClassVar = threading.Lock()
+
     def __init__(self, table: str, own_port: Callable[[], int | None]) -> None:
         self.touched = True
         """Whether the table may be otherwise than it was read, or made since: reset it, then read."""
@@ -108,6 +114,8 @@ class Watch:
             raise _deaf(error) from None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket, self.listen)
+        with self._lock:
+            self._open.add(self)
 
     @property
     def untouched(self) -> bool:
@@ -144,16 +152,43 @@ class Watch:
 
     @contextlib.contextmanager
     def deaf(self) -> Iterator[None]:
-        """Hear nothing in this block: for a large change of our own. Look at the table afterwards."""
-        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _GROUP_NFTABLES)
+        """Hear nothing in this block: for a large change of our own. Look at the table afterwards.
+
+        So for every other watch of this process, which takes its table for changed then.
+        """
+        with self._lock:
+            others = [watch for watch in self._open if watch is not self]
+        with contextlib.ExitStack() as stack:
+            for watch in others:
+                stack.enter_context(watch.deafened())
+            stack.enter_context(self._unsubscribed())
+            yield
+
+    @contextlib.contextmanager
+    def deafened(self) -> Iterator[None]:
+        """Hear nothing in this block, which is for somebody else's change; ``changed`` returns after it."""
+        with self._unsubscribed():
+            yield
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    @contextlib.contextmanager
+    def _unsubscribed(self) -> Iterator[None]:
+        self._belong(_DROP_MEMBERSHIP)
         try:
             yield
         finally:
             self.touched = True
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+            self._belong(_ADD_MEMBERSHIP)
+
+    def _belong(self, option: int) -> None:
+        if self._socket.fileno() != -1:
+            self._socket.setsockopt(_SOL_NETLINK, option, _GROUP_NFTABLES)
 
     def close(self) -> None:
         """End the subscription."""
+        with self._lock:
+            self._open.discard(self)
         self._loop.remove_reader(self._socket)
         self._socket.close()
 

@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from agent.acl import Acl
 from agent.fence import Position, Verdict
 from agent.guard import Admission, GuardContents
 from agent.model import (
     Change,
+    Identity,
     InterfaceAddress,
     InterfaceSettings,
     PeerStats,
@@ -28,6 +30,7 @@ from agent.plan import Drift
 from agent.wireguard.device import Device
 
 __all__ = [
+    "AccessRules",
     "Applied",
     "Guard",
     "Inbox",
@@ -68,6 +71,12 @@ class Inbox(Protocol):
         """Queue a snapshot, or changes in their order; ``received_at`` is ``time.monotonic()``.
 
         The future ends with the outcome once the kernel holds it, or with an AgentError.
+        """
+
+    async def dismantle(self) -> None:
+        """Remove the interface, since core has deleted this gateway; raises DeviceError.
+
+        A state without anybody comes before, and the next one makes the interface anew.
         """
 
     def heard(self) -> None:
@@ -148,9 +157,10 @@ class Link(Protocol):
     async def ensure(self) -> bool:
         """Find the interface or make it, down; return whether it was made anew."""
 
-    async def configure(self, settings: InterfaceSettings) -> list[str]:
+    async def configure(self, settings: InterfaceSettings, identity: Identity | None) -> list[str]:
         """Set key, port, fwmark, MTU and addresses, core's values before the configuration's.
 
+        ``identity`` is the key pair that core has handed out, if it has; it is kept for the next start.
         Returns what had to be changed, in words.
         """
 
@@ -162,6 +172,9 @@ class Link(Protocol):
 
         What the device itself shows (key, port, fwmark, peers) is not among it.
         """
+
+    async def remove(self) -> None:
+        """Remove the interface, if it is there; ``ensure`` makes it anew."""
 
     async def close(self) -> None:
         """Let go of the device; the interface stays."""
@@ -225,6 +238,16 @@ class Guard(Protocol):
 
     def close(self) -> None:
         """Let go of nftables; the table stays."""
+
+
+class AccessRules(Protocol):
+    """Where core's access rules are put in force, beside the guard and without bearing on sessions."""
+
+    async def put(self, acl: Acl | None) -> None:
+        """Have these in force, or none (None): at once, and no packet passes that neither allows.
+
+        Raises GuardError; what was in force before then stays.
+        """
 
 
 class Operator(Protocol):

@@ -21,6 +21,7 @@ from agent.events import (
     AskPlan,
     Changes,
     Configure,
+    Dismantle,
     End,
     Event,
     LookAtGuard,
@@ -134,6 +135,12 @@ class Reconciler:
         else:
             self._queue.put_nowait(Changes(message, received_at, answer))
         return answer
+
+    async def dismantle(self) -> None:
+        """Remove the interface, of which nobody is on any more; the next state makes it anew."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(Dismantle(answer))
+        await answer
 
     def heard(self) -> None:
         """Bytes came from core just now."""
@@ -357,6 +364,8 @@ class Reconciler:
                 self.state.configure(limits, self._clock())
             case LookAtGuard():
                 await self._keeper.look_at_guard()
+            case Dismantle(answer):
+                await self._dismantle(answer)
             case AskPlan(answer):
                 await self._answer_plan(answer)
             case Tick():
@@ -365,6 +374,16 @@ class Reconciler:
                 pass
             case _:
                 assert_never(event)
+
+    async def _dismantle(self, answer: asyncio.Future[None]) -> None:
+        try:
+            await self._keeper.dismantle()
+        except DeviceError as error:
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(None)
 
     async def _answer_plan(self, answer: asyncio.Future[dict[str, Any]]) -> None:
         try:
@@ -388,6 +407,7 @@ class Reconciler:
         # Said here as well, so that whoever waits for the first state does not find core unreachable.
         self.core_answered()
         state, now = self.state, self._clock()
+        self._keeper.build()
         state.load(snapshot, now)
         self._fence.advance(snapshot.epoch, snapshot.revision, now)
         self._note_skew(now.wall - state.core_time(now))

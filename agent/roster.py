@@ -121,6 +121,16 @@ class Roster:
         # It may have kept a peer out, and keeps nobody in: thousands that end at once are not judged.
         self._judge([key for key in holders if key in self.refused])
 
+    def undated(self, session_id: str) -> bool:
+        """Whether the id is listed, by a core that does not say when it was granted."""
+        sessions = (self.peers[key].session for key in _keys(self._holders.get(session_id, frozenset())))
+        return any(session is not None and session.granted_at is None for session in sessions)
+
+    def own(self, key: PublicKey) -> None:
+        """The interface has this key from now on."""
+        before, self.own_key = self.own_key, key
+        self._judge({key} if before is None else {before, key})
+
     def block(self, keys: Iterable[PublicKey], reason: Refusal) -> None:
         """Refuse these peers for a reason of our own (journal, device) until ``unblock``."""
         blocked = {key: reason for key in keys if key in self.peers}

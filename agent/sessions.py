@@ -148,7 +148,7 @@ class Session(Struct, frozen=True, gc=False):
                 boot = anchor(self.ends_at, core_time, now).boot
                 return replace(session, deadline=Deadline(boot, self.deadline.wall))
             return session
-        ends_at = hard_end(grant, max_lifetime, core_time)
+        ends_at = hard_end(grant, self.granted_at, max_lifetime, core_time)
         return replace(
             session,
             expires_at=grant.expires_at,
@@ -173,12 +173,13 @@ class Session(Struct, frozen=True, gc=False):
         return replace(self, ends_at=ends_at, deadline=self.deadline.earlier_by(self.ends_at - ends_at))
 
 
-def hard_end(grant: Grant, max_lifetime: float, core_time: float) -> float:
+def hard_end(grant: Grant, began: float, max_lifetime: float, core_time: float) -> float:
     """Return the latest moment of a grant in core's time.
 
     A ``granted_at`` that is still to come counts as now: it can't put off the operator's ceiling.
+    ``began`` is the session's own, which the grant need not name.
     """
-    return min(grant.expires_at, min(grant.granted_at, core_time) + max_lifetime)
+    return min(grant.expires_at, min(began, core_time) + max_lifetime)
 
 
 def begin(
@@ -192,12 +193,13 @@ def begin(
     base: tuple[int, int],
 ) -> Session:
     """Return the session that a grant begins; ``base`` is the peer's (rx, tx) in bytes so far."""
-    ends_at = hard_end(grant, max_lifetime, core_time)
+    began = core_time if grant.granted_at is None else grant.granted_at
+    ends_at = hard_end(grant, began, max_lifetime, core_time)
     return Session(
         id=grant.id,
         public_key=key,
         preshared_key=grant.preshared_key,
-        granted_at=grant.granted_at,
+        granted_at=began,
         expires_at=grant.expires_at,
         ends_at=ends_at,
         deadline=anchor(ends_at, core_time, now),

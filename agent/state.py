@@ -19,6 +19,7 @@ from agent.model import (
     DesiredPeer,
     EndReason,
     Grant,
+    Identity,
     InterfaceSettings,
     Location,
     LocationChanged,
@@ -74,6 +75,8 @@ class State:
         self.interface = InterfaceSettings()
         self.session_policy = SessionPolicy()
         self.core_clock: CoreClock | None = None
+        self.identity: Identity | None = None
+        """The interface's key, where core has handed one out in this process."""
         self.roster = Roster(own_key)
         self.sessions: dict[PublicKey, Session] = {}
         self.liveness: dict[PublicKey, Liveness] = {}
@@ -223,6 +226,7 @@ class State:
         self.epoch, self.revision = snapshot.epoch, snapshot.revision
         self.core_clock = CoreClock(snapshot.server_time, snapshot.requested_at)
         self.interface = snapshot.interface
+        self._take_identity(snapshot.identity)
         roster.list_unreadable(snapshot.unreadable)
         if snapshot.peers is self._as_loaded and location == self.location:
             self._set_policy(snapshot.session_policy, now)
@@ -392,13 +396,14 @@ class State:
     def forget_ended(self, now: Now) -> list[str]:
         """Forget ids that can't be granted again: their first ``granted_at`` + max_lifetime is past.
 
-        Judged by the configuration's ceiling, which no core can raise.
+        Judged by the configuration's ceiling, which no core can raise. An id that is still listed, by a
+        core that does not say when it was granted, would begin anew.
         """
         if self.core_clock is None:
             return []
         horizon = self.core_clock.at(now) - self._limits.max_lifetime
-        ended = self.roster.ended
-        gone = [session_id for session_id, granted_at in ended.items() if granted_at < horizon]
+        ended, undated = self.roster.ended, self.roster.undated
+        gone = [id_ for id_, granted_at in ended.items() if granted_at < horizon and not undated(id_)]
         for session_id in gone:
             del ended[session_id]
         return gone
@@ -488,7 +493,7 @@ class State:
         if grant is None:
             unreadable = peer.session_fault is not None
             self._end(key, EndReason.REPLACED if unreadable else EndReason.REVOKED, now)
-        elif grant.id != session.id or grant.granted_at != session.granted_at:
+        elif grant.id != session.id or grant.granted_at not in {None, session.granted_at}:
             self._end(key, EndReason.REPLACED, now)
 
     def _admit(self, key: PublicKey, now: Now) -> None:
@@ -565,6 +570,7 @@ class State:
         switched = change.location.mfa_required != roster.mfa_required
         self._as_loaded = None
         self.location, self.interface = change.location, change.interface
+        self._take_identity(change.identity)
         roster.require_mfa(change.location.mfa_required)
         self._set_policy(change.session_policy, now)
         if not switched:
@@ -573,6 +579,11 @@ class State:
             self.dirty.add(key)
             if roster.must_do_mfa(key):
                 self._mfa_switched_on(key)
+
+    def _take_identity(self, identity: Identity | None) -> None:
+        if identity is not None:
+            self.identity = identity
+            self.roster.own(identity.public_key)
 
     def _set_policy(self, policy: SessionPolicy, now: Now) -> None:
         self.session_policy = policy

@@ -11,6 +11,7 @@ import pytest
 from agent.config import KEYS, LIVE_KEYS, Config, Listen, reload_differences, split_unix_url
 from agent.configfile import config_path, load_config
 from agent.errors import ConfigError, ConfigUnreadable
+from agent.keys import load_secrets
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = '[core]\nurl = "https://core.example.com/gateway/v1/"\n'
@@ -280,10 +281,21 @@ def test_a_unix_url_has_a_socket_and_a_path() -> None:
     assert split_unix_url("https://core.example.com/") is None
 
 
-def test_the_defguard_protocol_is_refused_with_the_reason(tmp_path: Path) -> None:
-    message = fault(tmp_path, MINIMAL + 'protocol = "defguard"\n')
+def test_a_defguard_core_of_generation_1_needs_a_url_and_one_of_2_has_none(tmp_path: Path) -> None:
+    first = fault(tmp_path, '[core]\nprotocol = "defguard"\ngeneration = 1\n')
+    assert "core.url is missing; set it" in first
+    config = load_config(written(tmp_path, '[core]\nprotocol = "defguard"\n'))
+    assert config.core.calls
+    assert config.cert_dir == config.paths.state / "certs"
 
-    assert "this version does not speak the Defguard protocol" in message
+
+def test_a_generation_that_there_is_not_is_a_fault(tmp_path: Path) -> None:
+    assert "core.generation" in fault(tmp_path, '[core]\nprotocol = "defguard"\ngeneration = 3\n')
+
+
+def test_a_core_that_calls_needs_no_token(tmp_path: Path) -> None:
+    secrets = load_secrets(load_config(written(tmp_path, '[core]\nprotocol = "defguard"\n')))
+    assert secrets.token.get_secret_value() == ""
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from agent.config import Config, Core, Interface, Paths, Push
+from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
 from agent.errors import ConfigError
-from agent.keys import clamp, load_private_key, load_secrets, public_key, read_secret_file
+from agent.keys import load_private_key, load_secrets, read_secret_file
 
 PUSH_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 

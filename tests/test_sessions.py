@@ -67,8 +67,8 @@ def test_cores_time_is_server_time_and_boot_time_since_the_request_was_sent() ->
 
 def test_max_lifetime_counts_from_granted_at() -> None:
     late = grant("s-1", 1, granted_at=CORE - 100.0, expires_at=CORE + DAY)
-    assert hard_end(late, 150.0, CORE) == CORE + 50.0
-    assert hard_end(late, DAY * 2, CORE) == CORE + DAY
+    assert hard_end(late, CORE - 100.0, 150.0, CORE) == CORE + 50.0
+    assert hard_end(late, CORE - 100.0, DAY * 2, CORE) == CORE + DAY
 
 
 def test_of_two_ceilings_the_stricter_wins() -> None:
@@ -234,4 +234,4 @@ def test_a_psk_is_32_bytes_not_all_zero_and_shows_nothing() -> None:
 
 def test_a_grant_dated_in_the_future_does_not_put_off_the_ceiling() -> None:
     dated = grant("s-1", 1, granted_at=CORE + 10 * DAY, expires_at=CORE + 20 * DAY)
-    assert hard_end(dated, DAY, CORE) == CORE + DAY
+    assert hard_end(dated, CORE + 10 * DAY, DAY, CORE) == CORE + DAY

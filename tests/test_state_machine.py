@@ -33,7 +33,7 @@ from agent.sessions import Deadline, Limits
 from agent.state import State
 from tests.support.builders import CORE, OWN_KEY, key, location_changed, prefixes, psk, snapshot
 from tests.support.kernel_model import Kernel, KernelPeer
-from tests.support.oracle import Life, Live, Oracle
+from tests.support.oracle import Life, Live, Oracle, dated
 from tests.support.pure_agent import Crashed, Journal, PureAgent
 
 pytestmark = pytest.mark.timeout(300)  # a failure takes long to shrink; passing takes seconds
@@ -118,12 +118,12 @@ class Agent(RuleBasedStateMachine):
             case "faulty":
                 return None, Refusal.INVALID_PRESHARED_KEY
             case "renew" if shown:
-                return replace(shown, expires_at=max(now, shown.granted_at) + lasting), None
+                return replace(shown, expires_at=max(now, dated(shown)) + lasting), None
             case "new psk" if live:
                 grant = Grant(live.id, self.mint_psk(live.id), live.granted_at, live.expires_at)
                 return grant, None
             case "altered" if shown:
-                return replace(shown, granted_at=shown.granted_at - 5.0), None
+                return replace(shown, granted_at=dated(shown) - 5.0), None
             case "old id" | "another's id" if self.minted:
                 session_id = sorted(self.minted)[pick % len(self.minted)]
                 held = [p.session for p in self.core.values() if p.session and p.session.id == session_id]

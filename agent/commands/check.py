@@ -9,7 +9,7 @@ import argparse
 import asyncio
 from typing import Final
 
-from agent.commands import check_core, check_files, check_host
+from agent.commands import check_core, check_defguard, check_files, check_host
 from agent.commands.chosen import Choice, choose
 from agent.commands.findings import Finding, Mark, fault, ok, skipped
 from agent.commands.output import console, print_json, say
@@ -75,6 +75,8 @@ async def _look(config: Config) -> list[Finding]:
 async def _ask_core(config: Config, secrets: Secrets | None) -> tuple[list[Finding], Snapshot | None]:
     if secrets is None:
         return [skipped("core", "it can't be asked without the credentials above")], None
+    if config.core.protocol == "defguard":
+        return await check_defguard.ask(config, secrets), None
     return await check_core.ask(config, secrets)
 
 

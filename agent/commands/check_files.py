@@ -10,10 +10,11 @@ from typing import Final
 
 from agent.commands.findings import Finding, Mark, fault, ok
 from agent.config import Config, Push
+from agent.curve25519 import public_key
 from agent.encoding import format_key
 from agent.errors import AgentError, ConfigError
 from agent.folders import private_folder
-from agent.keys import Secrets, load_private_key, load_secrets, public_key, read_secret_file
+from agent.keys import Secrets, load_private_key, load_secrets, read_secret_file
 
 _SECRET_FILES: Final = ("core.token_file", "core.client_key_file", "push.secret_file", "push.tls_key_file")
 
@@ -46,7 +47,7 @@ def credentials(config: Config) -> tuple[list[Finding], Secrets | None]:
             return [ok("credentials", "readable, and by their owner only")], load_secrets(config)
         except ConfigError as error:
             findings.append(fault("credentials", error))
-    if config.core.token_file is None:
+    if config.core.token_file is None and not config.core.calls:
         findings[-1] = replace(
             findings[-1], remedy=f"{findings[-1].remedy}; if it has that, run check while the unit runs"
         )

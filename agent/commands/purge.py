@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from agent.aclfirewall import AclFirewall
 from agent.commands.chosen import choose
 from agent.commands.output import console, print_json, say
 from agent.config import Config
@@ -21,12 +22,12 @@ _JOURNAL: Final = "journal.sqlite*"
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Remove the interface, then what was remembered about its sessions; never the other way round."""
+    """Remove the interface, then what was remembered about it; never the other way round."""
     config = choose(arguments).load()
     name = config.interface.name
     with InterfaceLock(config.paths.runtime, name):
-        had_interface, had_table = asyncio.run(_take_down(name))
-        removed = _remove([*_journal(config), config.control_socket])
+        had_interface, had_guard, had_rules = asyncio.run(_take_down(config))
+        removed = _remove([*_journal(config), *_rules(config), config.control_socket])
         kept: list[Path] = []
         if os.path.lexists(config.private_key_file):
             if arguments.key and not _is_credential(config.private_key_file):
@@ -38,7 +39,7 @@ def execute(arguments: argparse.Namespace) -> int:
             {
                 "interface": name,
                 "interface_removed": had_interface,
-                "table_removed": had_table,
+                "table_removed": had_guard or had_rules,
                 "removed": [str(path) for path in removed],
                 "kept": [str(path) for path in kept],
             }
@@ -46,8 +47,10 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     to = console()
     say(to, f"{name}: removed" if had_interface else f"{name}: there was no such interface")
-    if had_table:
+    if had_guard:
         say(to, f"the guard of {name}: removed from nftables")
+    if had_rules:
+        say(to, f"the access rules of {name}: removed from nftables")
     for path in removed:
         say(to, f"{path}: removed")
     for path in kept:
@@ -56,19 +59,25 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _take_down(name: str) -> tuple[bool, bool]:
-    """Remove the interface, then the guard's table: peers first, table last. Whether each was there."""
+async def _take_down(config: Config) -> tuple[bool, bool, bool]:
+    """Remove the interface, then the guard's table, then that of access rules. Whether each was there."""
+    name = config.interface.name
     had_interface = await remove_interface(name)
-    firewall = Firewall(name)
+    firewall, rules = Firewall(name), AclFirewall(name, tuple, config.acl_file)
     try:
-        return had_interface, await firewall.lower()
+        return had_interface, await firewall.lower(), await rules.remove()
     except GuardError:
         # A host without nftables has no table of ours either.
         if await firewall.support():
-            return had_interface, False
+            return had_interface, False, False
         raise
     finally:
         firewall.close()
+        rules.close()
+
+
+def _rules(config: Config) -> list[Path]:
+    return sorted(config.acl_file.parent.glob(f"{config.acl_file.name}*"))
 
 
 def _journal(config: Config) -> list[Path]:

@@ -22,9 +22,10 @@ from typing import Any, Self
 
 import httpx
 
+from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key, parse_key
 from agent.errors import AgentError, ConfigError, CoreRejected, CoreUnavailable, InvalidMessage
-from agent.keys import clamp, public_key, read_secret_file
+from agent.keys import read_secret_file
 from agent.sandbox import client_device
 from agent.sandbox.admin import refusal_in
 from agent.sandbox.client_device import DEFAULT_MTU, Tunnel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from agent.keys import clamp
+from agent.curve25519 import clamp
 from agent.model import DeviceConfig, ObservedDevice, Operation
 
 

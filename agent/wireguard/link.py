@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import structlog
 
 from agent.config import Interface
-from agent.errors import DeviceError
-from agent.model import DeviceConfig, InterfaceAddress, InterfaceSettings
+from agent.encoding import format_key
+from agent.errors import ConfigError, DeviceError
+from agent.model import DeviceConfig, Identity, InterfaceAddress, InterfaceSettings
 from agent.plan import Drift, DriftKind
 from agent.wireguard.device import Device
-from agent.wireguard.interface import bring_up, configure_link, ensure_interface, open_device, read_link
+from agent.wireguard.interface import (
+    bring_up,
+    configure_link,
+    ensure_interface,
+    open_device,
+    read_link,
+    remove_interface,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -18,13 +29,22 @@ class WireGuardLink:
     """The ``Link`` of ``agent.ports``, over the kernel or a userspace implementation."""
 
     def __init__(
-        self, config: Interface, private_key: bytes, addresses: tuple[InterfaceAddress, ...]
+        self,
+        config: Interface,
+        private_key: bytes,
+        addresses: tuple[InterfaceAddress, ...],
+        keep_key: Callable[[bytes], None] = lambda _: None,
     ) -> None:
+        """``private_key`` holds until core hands out another, which ``keep_key`` stores for the next start.
+
+        It may block, and raise ConfigError.
+        """
         self.addresses = addresses
         self.listen_port: int | None = None
         self.fwmark: int | None = None
         self._config = config
         self._private_key = private_key
+        self._keep_key = keep_key
         self._device: Device | None = None
         self._made_of: tuple[frozenset[InterfaceAddress], int | None] = (frozenset(), None)
         """Addresses and MTU (None: left alone) as last configured."""
@@ -57,9 +77,11 @@ class WireGuardLink:
         )
         return ensured.created
 
-    async def configure(self, settings: InterfaceSettings) -> list[str]:
+    async def configure(self, settings: InterfaceSettings, identity: Identity | None) -> list[str]:
         """Set what differs: core's values win, then the configuration's; return it in words."""
         config = self._config
+        if identity is not None and identity.private_key != self._private_key:
+            await self._take_key(identity)
         port = config.listen_port if settings.listen_port is None else settings.listen_port
         fwmark = config.fwmark if settings.fwmark is None else settings.fwmark
         mtu = config.mtu if settings.mtu is None else settings.mtu
@@ -80,6 +102,14 @@ class WireGuardLink:
         if changes.mtu is not None:
             done.append(f"mtu {changes.mtu}")
         return done
+
+    async def _take_key(self, identity: Identity) -> None:
+        self._private_key = identity.private_key
+        _log.info("core has handed out the interface's key", public_key=format_key(identity.public_key))
+        try:
+            await asyncio.to_thread(self._keep_key, identity.private_key)
+        except ConfigError as error:
+            _log.error("after a reboot the interface has its old key until core is there", error=str(error))
 
     async def bring_up(self) -> None:
         """Bring the interface up."""
@@ -104,6 +134,12 @@ class WireGuardLink:
         if self._up and not link.up:
             drift.append(Drift(DriftKind.LINK_DOWN, None, "is down"))
         return drift
+
+    async def remove(self) -> None:
+        """Remove the interface, if it is there; ``ensure`` makes it anew."""
+        await remove_interface(self._config.name)
+        self.addresses = ()
+        self._made_of, self._up, self._index = (frozenset(), None), False, None
 
     async def close(self) -> None:
         """Let go of the device; the interface stays."""

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from agent.curve25519 import public_key
 from agent.errors import DeviceError
-from agent.keys import public_key
 from agent.model import DeviceConfig, ObservedDevice, Operation, PublicKey
 from agent.wireguard import uapi
 from agent.wireguard.device import difference

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.commands.run import load_daemon
 from agent.configfile import load_config
-from agent.keys import public_key
+from agent.curve25519 import public_key
 from tests.bench.stand_in import StandInLink
 
 

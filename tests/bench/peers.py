@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from agent.curve25519 import clamp
 from agent.encoding import format_key
-from agent.keys import clamp
 
 POLICY = {"idle_timeout": 86_400, "connect_timeout": 86_400, "max_lifetime": 86_400}
 

@@ -7,6 +7,7 @@ from agent.model import (
     AddPeer,
     CutPeer,
     DeviceConfig,
+    Identity,
     InterfaceAddress,
     InterfaceSettings,
     Keep,
@@ -75,7 +76,7 @@ class StandInLink:
     async def ensure(self) -> bool:
         return False
 
-    async def configure(self, settings: InterfaceSettings) -> list[str]:
+    async def configure(self, settings: InterfaceSettings, identity: Identity | None) -> list[str]:
         self.addresses = settings.addresses or ()
         return []
 
@@ -84,6 +85,9 @@ class StandInLink:
 
     async def drift(self) -> list[Drift]:
         return []
+
+    async def remove(self) -> None:
+        """Nothing to do."""
 
     async def close(self) -> None:
         """Nothing is held."""

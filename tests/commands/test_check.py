@@ -17,8 +17,8 @@ import trustme
 
 from agent.__main__ import main
 from agent.commands import check_files
+from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key, format_time
-from agent.keys import clamp, public_key
 from agent.lock import InterfaceLock
 from tests.commands.parts import Agent, a_core, an_agent, wg_agent, write_config
 from tests.core.fakes import PSK, TOKEN, Core, answer, body, peer, state

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from agent.curve25519 import clamp
 from agent.encoding import format_key, format_time
-from agent.keys import clamp
 from tests.commands.parts import a_core, wg_agent, write_config
 from tests.commands.test_check import by_name, the_cross
 from tests.core.fakes import Core, answer, body, peer, state

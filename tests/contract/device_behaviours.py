@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
 from agent.errors import DeviceError
-from agent.keys import clamp, public_key
 from agent.model import (
     KEEP,
     AddPeer,

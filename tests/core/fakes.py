@@ -196,6 +196,7 @@ class FakeInbox:
         self.bytes_heard = 0
         self.connected: bool | None = None
         self.raises: Exception | None = None
+        self.dismantled = False
 
     @property
     def position(self) -> Position | None:
@@ -208,6 +209,9 @@ class FakeInbox:
         else:
             future.set_result(self._take(message))
         return future
+
+    async def dismantle(self) -> None:
+        self.dismantled = True
 
     def _take(self, message: Snapshot | Sequence[Change]) -> Outcome:
         if isinstance(message, Snapshot):

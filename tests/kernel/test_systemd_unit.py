@@ -4,6 +4,7 @@ One site for all tests, since a start of the agent takes 10 to 20 s under emulat
 running for the next, but for the last ones.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -17,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
-from agent.keys import clamp, public_key
 from agent.lock import InterfaceLock
+from tests.support.defguard_core import SecondGeneration
 from tests.support.ledger import FULL, Seen
 from tests.support.scenarios import connect, ping
 from tests.support.site import until
@@ -304,3 +306,46 @@ if FULL:
         assert faults <= {"forwarding"}  # which is the operator's
         assert format_key(given) not in unit.journal()
         seen()
+
+
+def test_the_unit_serves_a_defguard_core_with_the_certificates_that_it_was_given(gateway: Gateway) -> None:
+    """Last of all, for it has another core."""
+    site, unit = gateway.site, gateway.site.unit
+    certs = STATE / "certs"
+    core = SecondGeneration(50066)
+    site.config.write_text(
+        '[core]\nprotocol = "defguard"\n[defguard]\nlisten = "127.0.0.1:50066"\n[stats]\ninterval = 5\n'
+    )
+
+    async def meet(*, adopt: bool) -> None:
+        if adopt:
+            async with asyncio.timeout(START):
+                while not site.logged("waiting to be adopted"):  # noqa: ASYNC110 it is another process
+                    await asyncio.sleep(1)
+            await core.adopt()
+        async with core.dialling(), asyncio.timeout(START):
+            await core.connected.wait()
+            while not str(site.status()["epoch"]).startswith("defguard-"):  # noqa: ASYNC110 the same
+                await asyncio.sleep(0.5)
+
+    unit.ctl("restart")
+    asyncio.run(meet(adopt=True))
+    assert {stat.S_IMODE(file.stat().st_mode) for file in certs.iterdir()} == {0o600}
+
+    # As Defguard's gateway leaves them: root's, in a folder of its own.
+    unit.ctl("stop")
+    theirs = Path("/etc/defguard/certs")
+    theirs.mkdir(parents=True)
+    lines = ""
+    for file in list(certs.iterdir()):
+        (theirs / file.name).touch(0o600)
+        (theirs / file.name).write_bytes(file.read_bytes())
+        file.unlink()
+        lines += f"LoadCredential={file.name}:{theirs / file.name}\n"
+    unit.drop_in("certificates", f"[Service]\n{lines}")
+    unit.ctl("start")
+    asyncio.run(meet(adopt=False))
+    assert len(list(certs.iterdir())) == 4
+    checked = json.loads(sh("wg-agent", "check", "-i", INTERFACE, "--json", check=False).stdout)
+    marks = {check["check"]: check["mark"] for check in checked["checks"]}
+    assert marks["adoption"] == "ok"

@@ -7,9 +7,9 @@ import subprocess
 import pytest
 from pyroute2 import netns
 
+from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
 from agent.errors import DeviceError
-from agent.keys import clamp, public_key
 from agent.sandbox import client_device
 from agent.sandbox.client_device import Tunnel
 from tests.support.netns import Namespace, Network, interface_name

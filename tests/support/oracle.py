@@ -34,6 +34,12 @@ def overlap(a: Prefix, b: Prefix) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
+def dated(grant: Grant) -> float:
+    """When core says that it was granted; the cores modelled here do."""
+    assert grant.granted_at is not None
+    return grant.granted_at
+
+
 @dataclass
 class Live:
     """A session that has not ended. ``heirs_of`` are the ids whose transport keys it may go on using."""
@@ -283,14 +289,15 @@ class Oracle:
                     session.boot -= too_long
 
     def _begin(self, key: PublicKey, grant: Grant, now: Now) -> None:
-        ends_at = min(grant.expires_at, grant.granted_at + self.lifetime())
+        granted_at = dated(grant)
+        ends_at = min(grant.expires_at, granted_at + self.lifetime())
         remainder = ends_at - self.core_time(now)
         if remainder < 0.001:
             remainder = 0.0
         self.live[key] = Live(
             grant.id,
             grant.preshared_key,
-            grant.granted_at,
+            granted_at,
             grant.expires_at,
             ends_at,
             now.boot + remainder,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from agent.errors import DeviceError
 from agent.model import (
     DeviceConfig,
+    Identity,
     InterfaceAddress,
     InterfaceSettings,
     ObservedDevice,
@@ -116,9 +117,9 @@ class RecordingLink:
             await asyncio.to_thread(self.host.link_takes)
         return self.host.existing()
 
-    async def configure(self, settings: InterfaceSettings) -> list[str]:
+    async def configure(self, settings: InterfaceSettings, identity: Identity | None) -> list[str]:
         host = await self._network()
-        host.public_key = OWN_KEY
+        host.public_key = OWN_KEY if identity is None else identity.public_key
         if settings.listen_port in host.taken_ports:
             raise DeviceError("the port is taken", errno=errno.EADDRINUSE)
         self.listen_port = 51820 if settings.listen_port is None else settings.listen_port
@@ -139,6 +140,12 @@ class RecordingLink:
     async def bring_up(self) -> None:
         (await self._network()).up = True
         self.host.log.append(("up", True))
+
+    async def remove(self) -> None:
+        await self._network()
+        self.host.delete()
+        self.addresses = ()
+        self.host.log.append(("remove", None))
 
     async def close(self) -> None:
         self.host.log.append(("close", None))

@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agent.control import ControlClient
+from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
 from agent.errors import AgentError
-from agent.keys import clamp, public_key
 from agent.sandbox.admin import AdminClient
 from agent.sandbox.core import Core
 from agent.sandbox.directory import Device

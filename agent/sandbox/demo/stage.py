@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import pyotp
 
-from agent import keys
 from agent.control import ControlClient
+from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
 from agent.errors import AgentError
 from agent.sandbox.admin import AdminClient
@@ -114,7 +114,7 @@ class Stage:
             "metrics_port": _METRICS_PORT,
             "stats_interval": STATS_INTERVAL,
         }
-        gateway_key = keys.clamp(secrets.token_bytes(32))
+        gateway_key = clamp(secrets.token_bytes(32))
         admin_token = secrets.token_urlsafe(24)
         for name, text in {
             "admin.token": admin_token,
@@ -135,12 +135,12 @@ class Stage:
             addresses=[f"{GATEWAY_ADDRESS}/24"],
             listen_port=_WIREGUARD_PORT,
             endpoint=f"{_OUTER[0]}:{_WIREGUARD_PORT}",
-            server_public_key=format_key(keys.public_key(gateway_key)),
+            server_public_key=format_key(public_key(gateway_key)),
         )
         await self.admin.add_user(USER, f"{USER}@example.com")
         self._totp = pyotp.TOTP(await self.admin.enable_totp(USER))
         await self.admin.enable_email(USER)
-        self.device = format_key(keys.public_key(device_key(self._device_key)))
+        self.device = format_key(public_key(device_key(self._device_key)))
         await self.admin.add_device(LOCATION, f"{USER}-laptop", self.device, user=USER)
 
     @property

@@ -1,0 +1,346 @@
+"""Core's access rules in force, and masquerading: one nftables table of ours, beside the guard's.
+
+What was put in force is kept in a file, so that after a reboot it stands before the first peer does,
+whether core can be reached or not. There is a file as long as there is a table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, NoReturn, TypeVar
+
+import msgspec
+import structlog
+
+from agent import clock, nftlist, patience
+from agent.acl import Acl, Verdict
+from agent.aclruleset import AclTable, access_table, acl_table, acl_table_name, remove
+from agent.errors import GuardError
+from agent.model import Prefix
+from agent.nft import Nft, Worker, open_nft
+from agent.nftlist import Listing
+from agent.nftwatch import Watch
+
+T = TypeVar("T")
+
+_LOOK: Final = 600.0
+"""Seconds after which the table is looked at though nothing was heard of it."""
+_LOOK_DEAF: Final = 10.0
+"""So where changes are not heard of."""
+_RETRY: Final = 5.0
+"""Seconds between two attempts to have in force what could not be put in force."""
+_PAUSE: Final = 0.5
+"""Seconds at least between two looks, however often the table is changed."""
+_SHOWN: Final = 3
+"""Differences that one line of the log names."""
+_SHUT: Final = Acl(Verdict.DROP)
+
+_log = structlog.get_logger(__name__)
+
+
+class _Kept(msgspec.Struct, forbid_unknown_fields=True):
+    """The file's content."""
+
+    acl: Acl | None
+    version: Literal[1] = 1
+
+
+class AclFirewall:
+    """The ``AccessRules`` of ``agent.ports``, over nftables; every method raises GuardError.
+
+    ``networks`` are the VPN's own prefixes, of which every call sees those of its time. With ``enabled``
+    off core's rules are ignored, and ``masquerade`` alone counts. ``nft`` is for tests.
+    """
+
+    def __init__(
+        self,
+        interface: str,
+        networks: Callable[[], Collection[Prefix]],
+        state_file: Path,
+        *,
+        enabled: bool = True,
+        masquerade: bool = False,
+        priority: int = 0,
+        nft: Nft | None = None,
+    ) -> None:
+        self._interface = interface
+        self._networks = networks
+        self._file = state_file
+        self._enabled = enabled
+        self._masquerade = masquerade
+        self._priority = priority
+        self._nft = nft
+        self._worker = Worker()
+        self._acl: Acl | None = None
+        """What is to be in force."""
+        self._due = False
+        """Whether it could not be put in force when the agent started."""
+        self._table: AclTable | None = None
+        """What was put in force last, None for no table."""
+        self._kept: bytes | None = None
+        """The file's content, as far as it is of use; None if there is no file."""
+        self._masqueraded: frozenset[Prefix] = frozenset()
+        self._ignoring = False
+        self._awake = asyncio.Event()
+        self._watch: Watch | None = None
+        self._deaf = False
+
+    async def start(self) -> None:
+        """Put in force what was when the host went down; nothing if that is nothing.
+
+        A file that can't be read closes the way for all peers until core says what passes. After a
+        failure ``keep`` goes on trying.
+        """
+        await self._do(partial(self._start, self._now_masqueraded()))
+        self._awake.set()
+
+    async def put(self, acl: Acl | None) -> None:
+        """Have these in force, or none (None), and remember them; returns once both is done.
+
+        If the first fails, what was in force stays; if the second does, these are in force all the same.
+        """
+        if acl is not None and not self._enabled:
+            if not self._ignoring:
+                _log.warning("core's access rules are ignored", why="firewall.acl is off")
+            self._ignoring, acl = True, None
+        began = clock.monotonic()
+        try:
+            await self._do(partial(self._put, acl, self._now_masqueraded()))
+        finally:
+            patience.note("access rules", clock.monotonic() - began)
+        self._awake.set()
+
+    def refresh(self) -> None:
+        """Have ``keep`` masquerade other networks if they have changed; costs next to nothing if not."""
+        if self._masquerade and self._now_masqueraded() != self._masqueraded:
+            self._awake.set()
+
+    async def keep(self) -> NoReturn:
+        """Put the table back whenever somebody else changes it; runs until cancelled, whatever fails."""
+        failure = ""
+        while True:
+            if not failure:
+                await self._disturbed(_LOOK_DEAF if self._deaf else _LOOK)
+            try:
+                drift = await self._do(partial(self._mend, self._now_masqueraded()))
+            except GuardError as error:
+                if failure != str(error):
+                    _log.error("access rules can't be put in force", error=error.message, hint=error.hint)
+                failure = str(error)
+                await asyncio.sleep(_RETRY)
+                continue
+            if failure:
+                _log.info("access rules are in force again")
+                failure = ""
+            if drift:
+                _log.warning(
+                    "somebody has changed the table of access rules: it is put back",
+                    changes=drift[:_SHOWN],
+                    more=max(0, len(drift) - _SHOWN),
+                )
+            await asyncio.sleep(_PAUSE)
+
+    async def remove(self) -> bool:
+        """Remove the table; return whether it was there. The file stays."""
+        return await self._do(self._remove)
+
+    def close(self) -> None:
+        """Let go of nftables; the table stays."""
+        self._worker.close(self._nft)
+        self._hear_nothing()
+
+    def _now_masqueraded(self) -> frozenset[Prefix]:
+        return frozenset(self._networks()) if self._masquerade else frozenset()
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        return await self._worker.do(work)
+
+    async def _disturbed(self, at_most: float) -> None:
+        """Return once the table may be otherwise than it should be, or after so many seconds.
+
+        While there is no table, nor should be, nothing is listened to.
+        """
+        if self._table is None and not self._due:
+            self._hear_nothing()
+            await self._awake.wait()
+        elif not self._deaf:
+            try:
+                await self._told(at_most)
+            except GuardError as error:
+                _log.warning("changes of the access rules are found at looks only", error=str(error))
+                self._hear_nothing()
+                self._deaf = True
+        else:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._awake.wait(), at_most)
+        self._awake.clear()
+
+    async def _told(self, at_most: float) -> None:
+        if self._watch is None:
+            # What has changed before there was a watch is to be seen now.
+            self._watch = Watch(acl_table_name(self._interface), lambda: None)
+            return
+        word = [asyncio.ensure_future(self._watch.changed()), asyncio.ensure_future(self._awake.wait())]
+        try:
+            done, _ = await asyncio.wait(word, timeout=at_most, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in word:
+                task.cancel()
+
+    def _hear_nothing(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    # In the worker thread.
+
+    def _start(self, networks: frozenset[Prefix]) -> None:
+        self._acl = self._recall()
+        if self._acl is None and not self._masquerade and self._kept is None:
+            # There was never anything to put in force: nftables is not even opened.
+            return
+        self._due = True
+        self._enforce(self._acl, networks)
+        if self._acl is not _SHUT:
+            self._note_down(self._acl)
+
+    def _put(self, acl: Acl | None, networks: frozenset[Prefix]) -> None:
+        self._enforce(acl, networks)
+        self._acl = acl
+        self._note_down(acl)
+
+    def _enforce(self, acl: Acl | None, networks: frozenset[Prefix]) -> None:
+        try:
+            table = access_table(self._interface, acl, networks, self._priority)
+        except ValueError as error:
+            raise GuardError(
+                f"access rules can't be put in nftables' words: {error}",
+                "correct the location's access rules in core",
+            ) from None
+        self._have(table, self._list())
+        self._masqueraded, self._due = networks, False
+
+    def _note_down(self, acl: Acl | None) -> None:
+        if acl is None and not self._masquerade:
+            self._forget()
+        else:
+            self._remember(acl)
+
+    def _mend(self, networks: frozenset[Prefix]) -> list[str]:
+        """Have in force what is to be; return how somebody else has changed what was."""
+        held, table = self._list(), self._table
+        drift: list[str] = []
+        if table is not None:
+            drift = ["it is gone"] if held is None else nftlist.acl_faults(held, table)
+        if table is not None or self._due or networks:
+            wanted = access_table(self._interface, self._acl, networks, self._priority)
+            self._have(wanted, held)
+            self._masqueraded, self._due = networks, False
+        return drift
+
+    def _have(self, table: AclTable | None, held: Listing | None) -> None:
+        if table is None:
+            if held is not None:
+                self._run(remove(self._interface))
+        elif held is None or nftlist.acl_faults(held, table):
+            for transaction in nftlist.acl_change(held or Listing(), table):
+                self._run(transaction)
+        self._table = table
+
+    def _remove(self) -> bool:
+        there = self._list() is not None
+        if there:
+            self._run(remove(self._interface))
+        self._table = None
+        return there
+
+    def _run(self, commands: Iterable[str]) -> str:
+        if self._nft is None:
+            self._nft = open_nft()
+        return self._nft.run("\n".join((*commands, "")))
+
+    def _list(self) -> Listing | None:
+        """The table as it is, None without one; raises GuardError for one that is not ours."""
+        # By name nft 1.0.6 would fetch the elements of all tables, the guard's many thousands among them.
+        name = acl_table(self._interface)
+        text = nftlist.table_part(self._run(["list ruleset inet"]), name)
+        if text is None:
+            return None
+        try:
+            listing = nftlist.parse(text)
+        except ValueError as error:
+            raise GuardError(
+                f"the table {name} can't be read: {error}", "report it with nft's version"
+            ) from None
+        if not listing.owned:
+            raise GuardError(
+                f"there is a table {name} that wg-agent did not make",
+                f"rename it, or remove it by: nft delete table {name}",
+            )
+        return listing
+
+    def _recall(self) -> Acl | None:
+        """Return what the file holds, None if there is none; one that is damaged closes the way."""
+        try:
+            self._kept = self._file.read_bytes()
+            acl = msgspec.json.decode(self._kept, type=_Kept).acl
+            access_table(self._interface, acl)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            self._kept = b""
+            if not self._enabled:
+                return None
+            _log.error(
+                "the access rules that were kept can't be read: nothing passes until core says what does",
+                file=str(self._file),
+                error=str(error),
+            )
+            return _SHUT
+        return acl if self._enabled else None
+
+    def _remember(self, acl: Acl | None) -> None:
+        content = msgspec.json.encode(_Kept(acl))
+        if content == self._kept:
+            return
+        fresh = self._file.with_name(f"{self._file.name}.new")
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._file)
+            _sync(self._file.parent)
+        except OSError as error:
+            raise GuardError(
+                f"access rules are in force, but can't be kept in {self._file}: {error.strerror}",
+                "see to the disk: after a reboot they would not stand",
+            ) from None
+        self._kept = content
+
+    def _forget(self) -> None:
+        try:
+            self._file.unlink(missing_ok=True)
+        except OSError as error:
+            raise GuardError(
+                f"{self._file} can't be removed: {error.strerror}",
+                "remove it: after a reboot the access rules in it would stand again",
+            ) from None
+        self._kept = None
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in it on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

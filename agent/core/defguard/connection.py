@@ -1,0 +1,202 @@
+"""A Defguard core as the daemon runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, NoReturn
+
+import grpc
+import structlog
+
+from agent import clock
+from agent.config import Config
+from agent.core.backoff import Backoff
+from agent.core.defguard import certificates
+from agent.core.defguard.adoption import Adoption
+from agent.core.defguard.certificates import Certificates
+from agent.core.defguard.client import DefguardClient
+from agent.core.defguard.feed import QUIET, Feed, Terms
+from agent.core.defguard.gateway import SERVER_OPTIONS, GatewayService
+from agent.core.defguard.sync import DefguardSync
+from agent.errors import CoreUnavailable
+from agent.keys import Secrets
+from agent.model import Now, SessionPolicy
+from agent.ports import AccessRules, Inbox, Reports
+
+_SUBJECT: Final = re.compile(r"DEFGUARD-NETWORK-(\d{1,18})", re.ASCII)
+UNNAMED: Final = "defguard"
+_EXPIRY_WARNING: Final = 30 * 86_400.0
+_LAST_ANSWERS: Final = 1.0
+"""Seconds that answers under way have when a server ends."""
+_log = structlog.get_logger()
+
+
+class CalledCore:
+    """A core of the first generation, which the agent calls."""
+
+    poll_interval = 0.0
+
+    def __init__(
+        self,
+        config: Config,
+        secrets: Secrets,
+        inbox: Inbox,
+        reports: Reports,
+        acl: AccessRules,
+        read_clock: Callable[[], Now] = clock.read,
+        quiet: float = QUIET,
+    ) -> None:
+        """Raises ConfigError if the URL or the CA's file can't be used."""
+        token = secrets.token.get_secret_value()
+        terms = _terms(config, location_of(token))
+        client = DefguardClient(
+            config.core.url,
+            token,
+            ca_file=config.core.ca_file,
+            max_body=config.core.max_body,
+            timeout=config.core.timeout,
+            hostname=config.defguard.hostname,
+        )
+        self._sync = DefguardSync(
+            client, inbox, reports, lambda: Feed(terms, inbox, reports, acl, read_clock), quiet=quiet
+        )
+
+    async def run(self) -> NoReturn:
+        """As ``Core.run``."""
+        await self._sync.run()
+
+    async def close(self) -> None:
+        """As ``Core.close``: a connection ends with ``run``."""
+
+
+class CallingCore:
+    """A core of the second generation, which calls the agent: adopted or waiting for it."""
+
+    poll_interval = 0.0
+
+    def __init__(
+        self,
+        config: Config,
+        inbox: Inbox,
+        reports: Reports,
+        acl: AccessRules,
+        read_clock: Callable[[], Now] = clock.read,
+        quiet: float = QUIET,
+    ) -> None:
+        """Raises ConfigError if the certificates can't be used."""
+        self._clock = read_clock
+        self._quiet = quiet
+        self._config = config
+        self._inbox = inbox
+        self._reports = reports
+        self._acl = acl
+        self._folder = config.cert_dir
+        self._certificates = certificates.load(self._folder) or certificates.take_over(self._folder)
+
+    async def run(self) -> NoReturn:
+        """As ``Core.run``."""
+        while True:
+            if self._certificates is None:
+                self._certificates = await self._wait_for_adoption()
+            await self._serve(self._certificates)
+            self._certificates = None
+
+    async def close(self) -> None:
+        """As ``Core.close``: servers end with ``run``."""
+
+    async def _wait_for_adoption(self) -> Certificates:
+        self._inbox.core_failed(CoreUnavailable("no core has adopted this gateway", "add it in Defguard"))
+        adoption = Adoption(self._folder, self._config.defguard.adoption_timeout, self._clock)
+        async with self._server(adoption.handlers(), None):
+            _log.info(
+                "waiting to be adopted",
+                address=str(self._config.defguard.listen),
+                seconds=self._config.defguard.adoption_timeout,
+            )
+            return await adoption.adopted
+
+    async def _serve(self, held: Certificates) -> None:
+        """Serve core until it deletes this gateway."""
+        left = held.expires_at - self._clock().wall
+        if left < _EXPIRY_WARNING:
+            _log.warning("the certificates expire soon", days=round(left / 86_400, 1))
+        config = self._config
+        terms = _terms(config, f"adoption-{held.adoption}")
+
+        def new_feed() -> Feed:
+            return Feed(terms, self._inbox, self._reports, self._acl, self._clock)
+
+        async def purge() -> None:
+            """Core has deleted the gateway: peers and interface, access rules and certificates go."""
+            await new_feed().nobody()
+            await asyncio.to_thread(certificates.remove, self._folder)
+
+        service = GatewayService(held, self._inbox, self._reports, new_feed, purge, quiet=self._quiet)
+        credentials = grpc.ssl_server_credentials(
+            [(held.key, held.certificate)], root_certificates=held.ca, require_client_auth=True
+        )
+        async with self._server(service.handlers(), credentials):
+            await service.until_purged()
+
+    @asynccontextmanager
+    async def _server(
+        self, handlers: grpc.GenericRpcHandler, credentials: grpc.ServerCredentials | None
+    ) -> AsyncIterator[None]:
+        """A server of these in the block; what it has answered by its end is let through."""
+        options = (*SERVER_OPTIONS, ("grpc.max_receive_message_length", self._config.core.max_body))
+        backoff = Backoff()
+        listen = str(self._config.defguard.listen)
+        while True:
+            server = grpc.aio.server(options=options)
+            server.add_generic_rpc_handlers((handlers,))
+            try:
+                if credentials is None:
+                    server.add_insecure_port(listen)
+                else:
+                    server.add_secure_port(listen, credentials)
+                break
+            except RuntimeError:
+                await server.stop(None)
+                delay = backoff.next() + 1.0
+                _log.error("defguard.listen can't be had", address=listen, retry_in=round(delay, 1))
+                await asyncio.sleep(delay)
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(_LAST_ANSWERS)
+
+
+def open_core(
+    config: Config, secrets: Secrets, inbox: Inbox, reports: Reports, acl: AccessRules
+) -> CalledCore | CallingCore:
+    """Return the core of the configured generation; raises ConfigError."""
+    if config.core.calls:
+        return CallingCore(config, inbox, reports, acl)
+    return CalledCore(config, secrets, inbox, reports, acl)
+
+
+def _terms(config: Config, location: str) -> Terms:
+    return Terms(location, config.defguard.mfa_required, SessionPolicy(liveness=config.defguard.liveness))
+
+
+def location_of(token: str) -> str:
+    """Return the id of the location that core's token is for; ``UNNAMED`` if it does not say.
+
+    The token is a JWT whose subject is DEFGUARD-NETWORK- and the location's number. Whether it is valid
+    is for core to say.
+    """
+    _, _, rest = token.partition(".")
+    payload = rest.partition(".")[0]
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        found = _SUBJECT.fullmatch(claims["sub"])
+    except (binascii.Error, ValueError, KeyError, TypeError):
+        return UNNAMED
+    return UNNAMED if found is None else found[1]

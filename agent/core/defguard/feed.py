@@ -1,0 +1,165 @@
+"""Hands what core tells on one connection to the inbox, and what there is to report to core.
+
+Shared by both generations: they differ in who connects to whom and in the messages, not in this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from agent import clock
+from agent.core.defguard.messages import AclPut, Configuration, Update
+from agent.core.defguard.picture import Picture
+from agent.encoding import format_key
+from agent.errors import AgentError, InvalidMessage
+from agent.model import Change, Now, PeerStats, RefusedPeer, SessionPolicy, Snapshot
+from agent.ports import AccessRules, Inbox, Outcome, Reports, Verdict
+
+STATS_LIMIT: Final = 1_000
+QUIET: Final = 600.0
+"""Seconds without an update after which the whole is asked for again: core's queue of updates may have
+overflowed, and then it is silent for good (it says so in its log only)."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the configuration says of a Defguard location: who it is, and what core does not tell."""
+
+    location: str
+    mfa_required: bool = False
+    policy: SessionPolicy = field(default_factory=SessionPolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One peer's report, in the fields that both generations have."""
+
+    public_key: str
+    endpoint: str
+    upload: int
+    download: int
+    keepalive_interval: int
+    latest_handshake: float
+    allowed_ips: str
+
+
+class Feed:
+    """One connection's worth of core. ``read_clock`` is the host's clock."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        inbox: Inbox,
+        reports: Reports,
+        acl: AccessRules,
+        read_clock: Callable[[], Now] = clock.read,
+    ) -> None:
+        self._inbox = inbox
+        self._reports = reports
+        self._acl = acl
+        self._clock = read_clock
+        self._refused: frozenset[RefusedPeer] = frozenset()
+        # A new epoch has every live peer reported again, which core needs of a new connection.
+        epoch = f"defguard-{secrets.token_hex(8)}"
+        self._picture = Picture(epoch, terms.location, mfa_required=terms.mfa_required, policy=terms.policy)
+
+    async def whole(self, told: Configuration) -> None:
+        """Take in a whole configuration; returns once it is in the kernel. Raises AgentError."""
+        self._inbox.pull_wanted.clear()
+        # Nobody is let in before the rules that hold for them.
+        await self._acl.put(told.acl)
+        await self._submit(self._picture.whole(told, self._clock()))
+
+    async def nobody(self) -> None:
+        """There is no location any more: everybody goes, and what holds for them."""
+        await self._submit(self._picture.nothing(self._clock()))
+        await self._inbox.dismantle()
+        await self._acl.put(None)
+
+    async def updates(self, told: Sequence[Update | InvalidMessage]) -> bool:
+        """Take in what came together, in its order; returns whether only the whole can help now."""
+        now, changes = self._clock(), list[Change]()
+        for update in told:
+            if isinstance(update, InvalidMessage):
+                self._inbox.core_sent_rubbish(update)
+                await self._hand_over(changes)
+                return True
+            if isinstance(update, AclPut):
+                await self._hand_over(changes)
+                await self._acl.put(update.acl)
+                continue
+            taken = self._picture.take(update, now)
+            if isinstance(taken, Snapshot):
+                await self._hand_over(changes)
+                await self._submit(taken)
+            else:
+                changes += taken
+        await self._hand_over(changes)
+        return self._picture.in_doubt or self._inbox.pull_wanted.is_set()
+
+    async def _hand_over(self, changes: list[Change]) -> None:
+        if changes:
+            taken = tuple(changes)
+            changes.clear()
+            await self._submit(taken)
+
+    async def _submit(self, message: Snapshot | tuple[Change, ...]) -> None:
+        future = self._inbox.submit(message, clock.monotonic())
+        try:
+            outcome: Outcome = await asyncio.shield(future)
+        except InvalidMessage:
+            raise
+        except AgentError as error:
+            # It is held, and tried again at each tick.
+            _log.warning("what core told is not in force yet", error=str(error))
+            return
+        if outcome.verdict in {Verdict.PULL, Verdict.NO_STATE}:
+            self._inbox.pull_wanted.set()
+
+    # What core wants to know.
+
+    async def settled(self) -> None:
+        """Take note of what Defguard has no word for: revisions in force, and ends of sessions."""
+        applied = self._reports.applied()
+        if applied is not None:
+            for refused in set(applied.refused) - self._refused:
+                _log.warning("peer refused", public_key=refused.public_key, reason=refused.reason)
+            self._refused = frozenset(applied.refused)
+            self._reports.applied_accepted(applied)
+        try:
+            while ends := self._reports.ends(STATS_LIMIT):
+                await self._reports.ends_accepted(ends)
+        except AgentError as error:
+            _log.warning("ends of sessions are kept for later", error=str(error))
+
+    def stats(self) -> Iterator[Report]:
+        """Yield the reports that are due, of peers that have shaken hands and whose address is known.
+
+        Core takes nothing else: the first generation closes the stream over an endpoint that is none. A
+        report counts as delivered once the next is asked for.
+        """
+        while (report := self._reports.stats(STATS_LIMIT)) is not None:
+            for peer in report.peers:
+                if peer.latest_handshake and peer.endpoint is not None:
+                    yield self._report(peer)
+            self._reports.stats_accepted(report)
+
+    def _report(self, peer: PeerStats) -> Report:
+        listed = self._picture.peers.get(peer.public_key)
+        return Report(
+            public_key=format_key(peer.public_key),
+            endpoint=str(peer.endpoint),
+            upload=peer.tx_bytes,
+            download=peer.rx_bytes,
+            keepalive_interval=0 if listed is None else listed.persistent_keepalive,
+            latest_handshake=peer.latest_handshake,
+            allowed_ips="" if listed is None else ",".join(map(str, listed.allowed_ips)),
+        )

@@ -1,0 +1,78 @@
+"""What a Defguard core of either generation does with a real agent, wherever the WireGuard behind it runs."""
+
+import os
+import time
+
+from agent.encoding import format_key
+from tests.support.defguard_site import GATEWAY, PRIVATE_KEY, DefguardSite
+from tests.support.scenarios import EMULATED, SLACK, ping
+from tests.support.site import Client, until
+
+PATIENCE = 120.0 if EMULATED else 30.0
+
+
+def a_users_day(site: DefguardSite) -> None:
+    """Adoption, configuration, MFA, traffic, MFA anew while core was away, DELETE, core's restart, Purge."""
+    [client] = site.add_clients(1)
+    site.start_agent(ready=False)
+    if site.generation == 2:
+        # Nobody has told the agent of a location: its interface is there, and nobody is on it.
+        until(lambda: site.logged("waiting to be adopted"), PATIENCE, "the agent to listen")
+        assert site.do("adopt", hostname=GATEWAY)[-1] == "adopted"
+        site.do("dial")
+    until(lambda: site.status()["epoch"], PATIENCE, "the configuration")
+    held = site.gateway.run("wg", "show", site.interface, "private-key").stdout.strip()
+    assert held == format_key(PRIVATE_KEY)
+    assert (site.folder / "state" / "private.key").read_text().strip() == held
+    site.attach(client)
+
+    authorised(site, client)
+    with ping(client) as pings:
+        pings.wait_reply(PATIENCE)
+        until(lambda: any(one["publicKey"] == client.public_key for one in site.do("told")), PATIENCE)
+        # Core dies and comes back, and the agent is killed and comes back: nothing of it is felt.
+        before = pings.received
+        site.core_away()
+        until(lambda: not site.status()["core_connected"], PATIENCE, "core missed")
+        site.core_back()
+        until(lambda: site.status()["core_connected"], PATIENCE, "core found")
+        site.kill_agent()
+        site.start_agent()
+        until(lambda: pings.received >= before + 50, PATIENCE, "50 more replies")
+    assert pings.lost == 0
+
+    # The user authenticates again while this gateway can't be reached: the new PSK is the one that counts.
+    site.core_away()
+    until(lambda: not site.status()["core_connected"], PATIENCE, "core missed")
+    psk = format_key(os.urandom(32))
+    site.authorise(client, psk)
+    site.connect(client, psk)
+    site.core_back()
+    until(lambda: site.shown()[client.public_key]["preshared_key"] == psk, PATIENCE, "the new PSK")
+    with ping(client) as pings:
+        pings.wait_reply(PATIENCE)
+        ended = time.monotonic()
+        site.disconnect(client)
+        last_reply = pings.wait_silence(1.0, 30)
+    assert last_reply - ended < SLACK
+    assert site.shown() == {}
+
+    if site.generation == 2:
+        authorised(site, client)
+        site.core_away()
+        site.do("purge")
+        links = site.gateway.run("ip", "-j", "link", "show").stdout
+        assert site.interface not in links
+        assert site.interface not in site.gateway.run("nft", "list", "tables").stdout
+        assert not any((site.folder / "state" / "certs").iterdir())
+        until(lambda: len(site.logged("waiting to be adopted")) == 2, PATIENCE, "the agent to listen again")
+
+
+def authorised(site: DefguardSite, client: Client) -> None:
+    """Let the client in, and wait for its first reply."""
+    psk = format_key(os.urandom(32))
+    site.authorise(client, psk)
+    until(lambda: client.public_key in site.shown(), PATIENCE, "the peer")
+    site.connect(client, psk)
+    with ping(client, 0.1) as pings:
+        pings.wait_reply(PATIENCE)
