@@ -235,14 +235,16 @@ class AclFirewall:
 
     def _mend(self, networks: frozenset[Prefix]) -> list[str]:
         """Have in force what is to be; return how somebody else has changed what was."""
-        held, table = self._list(), self._table
+        wanted = access_table(self._interface, self._acl, networks, self._priority)
+        before = self._table
+        if wanted is None and before is None and not self._due:
+            return []
+        held = self._list()
         drift: list[str] = []
-        if table is not None:
-            drift = ["it is gone"] if held is None else nftlist.acl_faults(held, table)
-        if table is not None or self._due or networks:
-            wanted = access_table(self._interface, self._acl, networks, self._priority)
-            self._have(wanted, held)
-            self._masqueraded, self._due = networks, False
+        if before is not None:
+            drift = ["it is gone"] if held is None else nftlist.acl_faults(held, before)
+        self._have(wanted, held)
+        self._masqueraded, self._due = networks, False
         return drift
 
     def _have(self, table: AclTable | None, held: Listing | None) -> None:

@@ -1,9 +1,10 @@
 """Core's access rules in nftables' own language: a table beside the guard's, and what puts it in force.
 
 The chains that judge and translate packets come in two generations. The new ones are filled where no packet
-passes; then one transaction turns all traffic to them, and nothing is looked up in it. Rules put in force
-together with their sets would not do: the kernel hands out the rules first, and where a set of ranges is kept
-as an array (pipapo, and rbtree since 2026) its elements a moment later. Hooks stay where they are.
+passes; then one transaction turns all traffic to them, in which nothing but their names is new. Rules put in
+force together with their sets would not do: the kernel turns to the new rules first, and where it keeps a set
+of ranges as an array (Linux 6.18 does) fills that a moment later. With rules flushed and added in one
+transaction 3,066 of 46,178 packets that old and new rules deny came through. Hooks stay where they are.
 
 ``accept`` in here only means that this table has no objection: every other one at the same hook, the
 operator's and the guard's, still judges the packet.

@@ -167,10 +167,12 @@ class Watch:
     @contextlib.contextmanager
     def deafened(self) -> Iterator[None]:
         """Hear nothing in this block, which is for somebody else's change; ``changed`` returns after it."""
-        with self._unsubscribed():
-            yield
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._changed.set)
+        try:
+            with self._unsubscribed():
+                yield
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._changed.set)
 
     @contextlib.contextmanager
     def _unsubscribed(self) -> Iterator[None]:

@@ -28,6 +28,8 @@ def lived_in(folder: Path) -> None:
     journal.load()
     journal.close()
     (state / "journal.sqlite.unreadable-1").touch()
+    (state / "acl.json").touch()
+    (state / "acl.json.new").touch()
     (state / "private.key").write_text("key")
     (state / "notes.txt").touch()
 
@@ -52,7 +54,7 @@ def test_beside_an_agent_it_ends_with_1_and_removes_nothing(
     assert names(tmp_path) == before
 
 
-def test_the_journal_goes_and_the_private_key_only_when_asked(
+def test_what_was_remembered_goes_and_the_private_key_only_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(write_config(tmp_path, name="wgnone"))
@@ -107,3 +109,17 @@ def test_an_interface_that_is_no_wireguard_stays_and_so_does_the_journal(
     assert "is not a WireGuard interface" in done.stderr
     assert "wg0" in gateway.links()
     assert names(tmp_path) == before
+
+
+@pytest.mark.netns
+def test_the_table_of_access_rules_goes_and_other_tables_stay(tmp_path: Path, gateway: Namespace) -> None:
+    path = write_config(tmp_path)
+    owner = '{ comment "made by wg-agent, which owns this table"; }'
+    gateway.run("nft", f"add table inet wg_agent.acl_wg0 {owner}; add table inet wg_agent.acl_wg1 {owner}")
+
+    done = wg_agent("purge", "-c", path, through=gateway.argv())
+
+    assert done.returncode == 0
+    assert "the access rules of wg0: removed from nftables" in done.stdout
+    assert "the guard" not in done.stdout
+    assert gateway.run("nft", "list", "tables").stdout == "table inet wg_agent.acl_wg1\n"

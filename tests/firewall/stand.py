@@ -26,6 +26,7 @@ ALICE4, BOB4, ROUTER4 = "10.8.0.5", "10.8.0.6", "10.8.9.9"
 ALICE6, WIDE6 = "fd00:8::5", "fd00:8:0:1::7"
 GATEWAY4, GATEWAY6 = "10.8.0.1", "fd00:8::1"
 SERVER = "192.0.2.2"
+SERVER6 = "2001:db8:2::2"
 
 
 def session(remaining: float, *prefixes: str) -> Admission:
@@ -45,9 +46,15 @@ class Stand:
             net.namespace(role) for role in ("gateway", "clients", "server")
         )
         self.net = net
+        for space in (self.gateway, self.clients, self.server):
+            # Else IPv6 takes its time to see that nobody else has its addresses.
+            space.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0")
         self.wire()
         _, self.far = net.link(self.gateway, "192.0.2.1/24", self.server, f"{SERVER}/24")
         self.server.ip("route", "add", "default", "via", "192.0.2.1")
+        for space, address in ((self.gateway, "2001:db8:2::1/64"), (self.server, f"{SERVER6}/64")):
+            space.ip("address", "add", address, "dev", "eth0", "nodad")
+        self.server.ip("-6", "route", "add", "default", "via", "2001:db8:2::1")
         self.gateway.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         self.open: list[Firewall] = []
 
@@ -72,6 +79,7 @@ class Stand:
             for target in targets:
                 space.ip("neigh", "replace", target, "lladdr", mac, "dev", name, "nud", "permanent")
         clients.ip("route", "replace", "default", "via", GATEWAY4)
+        clients.ip("-6", "route", "replace", "default", "via", GATEWAY6, "dev", "tun")
 
     def firewall(self, nft: Nft | None = None) -> Firewall:
         firewall = Firewall(self.name, nft)
