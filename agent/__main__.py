@@ -25,8 +25,10 @@ _COMMANDS: Final = {
     "plan": "show what a reconcile would change now, changing nothing",
     "end": "end sessions now, here, whatever core says",
     "purge": "remove the interface and the agent's state; not while an agent runs",
+    "import-defguard": "print our configuration for that of Defguard's own gateway",
     "demo": "play a gateway, a client and a core in network namespaces",
 }
+_WITHOUT_CONFIG: Final = frozenset({"import-defguard", "demo"})
 _WITH_DATA: Final = frozenset({"check", "status", "plan", "end", "purge"})
 _INTERRUPTED: Final = 130  # 128 and SIGINT, as shells report it
 
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     try:
-        module = importlib.import_module(f"agent.commands.{arguments.command}")
+        module = importlib.import_module(f"agent.commands.{arguments.command.replace('-', '_')}")
         execute: Callable[[argparse.Namespace], int] = module.execute
         code = execute(arguments)
         sys.stdout.flush()
@@ -79,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text,
-            parents=[] if name == "demo" else [choice],
+            parents=[] if name in _WITHOUT_CONFIG else [choice],
             add_help=name != "demo",
             allow_abbrev=False,
         )
@@ -93,6 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     end.add_argument("keys", nargs="*", metavar="KEY", help="public keys of the peers, in base64")
     end.add_argument("--all", action="store_true", help="end every session")
     parsers["purge"].add_argument("--key", action="store_true", help="remove the private key as well")
+    theirs = parsers["import-defguard"]
+    theirs.add_argument("file", nargs="?", type=Path, metavar="FILE", help="its gateway.toml")
+    theirs.add_argument(
+        "--env",
+        type=Path,
+        metavar="FILE",
+        help="its environment file, which counts where there is no gateway.toml",
+    )
+    theirs.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="write core's token to this new file, with mode 600"
+    )
     return parser
 
 

@@ -8,6 +8,7 @@ no secret: ``agent.keys`` reads those that a command needs, ``agent.configfile``
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,6 +155,29 @@ def _parse_address(value: object) -> InterfaceAddress:
     return value if isinstance(value, InterfaceAddress) else parse_interface_address(value)
 
 
+def _parse_commands(value: object) -> object:
+    """Commands as lists of words; a text is JSON, as the environment gives it."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, list | tuple) or not all(map(_is_command, value)):
+        raise ValueError(
+            'write a list of commands, each a list of words: [["ip", "rule", "add", "fwmark", "1"]]; '
+            "no shell reads them"
+        )
+    return tuple(map(tuple, value))
+
+
+def _is_command(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and all(isinstance(word, str) and "\0" not in word for word in value)
+        and bool(value and value[0])
+    )
+
+
 def _check_path(value: object) -> object:
     if isinstance(value, str) and (not value or "\0" in value):
         raise ValueError("an empty path; leave the key out instead")
@@ -175,6 +199,8 @@ Bytes = Annotated[int, Field(ge=1, le=1 << 40)]
 ListenAddress = Annotated[Listen, NoDecode, BeforeValidator(_parse_listen)]
 File = Annotated[Path, BeforeValidator(_check_path)]
 Address = Annotated[InterfaceAddress, BeforeValidator(_parse_address)]
+Command = tuple[str, ...]
+Commands = Annotated[tuple[Command, ...], NoDecode, BeforeValidator(_parse_commands)]
 
 
 class _Section(BaseModel):
@@ -313,6 +339,19 @@ class Firewall(_Section):
     priority: Annotated[int, Field(ge=-400, le=400)] = 0
 
 
+class Hooks(_Section):
+    """Commands around the interface's life, each a program with its arguments; no shell reads them.
+
+    ``timeout``: one command, in seconds.
+    """
+
+    pre_up: Commands = ()
+    post_up: Commands = ()
+    pre_down: Commands = ()
+    post_down: Commands = ()
+    timeout: Seconds = 30.0
+
+
 class Paths(_Section):
     """The agent's folders: what survives a reboot, and what does not."""
 
@@ -340,6 +379,7 @@ class Config(BaseSettings):
     metrics: Metrics = Metrics()
     push: Push = Push()
     firewall: Firewall = Firewall()
+    hooks: Hooks = Hooks()
     paths: Paths = Paths()
     log: Log = Log()
     defguard: Defguard = Defguard()

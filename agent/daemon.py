@@ -32,6 +32,7 @@ from agent.errors import AgentError, ConfigError, GuardError
 from agent.firewall import Firewall
 from agent.folders import private_folder
 from agent.hardening import forbid_core_dumps
+from agent.hooks import Hooks
 from agent.journal import Journal
 from agent.keys import Secrets, load_private_key, load_secrets, store_private_key
 from agent.lock import InterfaceLock
@@ -137,7 +138,13 @@ class _Daemon:
         self._reconciler = Reconciler(
             interface=config.interface.name,
             state=self._state,
-            link=WireGuardLink(config.interface, private_key, (), self._keep_key),
+            link=WireGuardLink(
+                config.interface,
+                private_key,
+                (),
+                Hooks(config.hooks, config.interface.name, self._command_ended),
+                self._keep_key,
+            ),
             journal=Journal(config.paths.state, clock.boot_id(), config.paths.runtime),
             metrics=self._metrics,
             core_lost_grace=config.sessions.core_lost_grace,
@@ -154,6 +161,10 @@ class _Daemon:
         )
         self._core = self._open_core()
         self._timers = Timers(self._reconciler, config.stats.interval, self._ticked)
+
+    def _command_ended(self) -> None:
+        """The interface may be able to come up: at once, and not with the next tick."""
+        self._reconciler.tick()
 
     def _open_core(self) -> Core:
         config, reports = self._config, self._reconciler.reports
@@ -307,6 +318,8 @@ class _Daemon:
             return False, "sessions past their deadline are still on the interface"
         if not self._reconciler.core_connected:
             return False, f"core is unreachable: {self._reconciler.core_error}"
+        if not self._reconciler.up:
+            return False, "the interface is down"
         return True, ""
 
     async def _render(self) -> bytes:

@@ -262,6 +262,11 @@ class Keeper:
         self._behind |= bool(refused)
         return not refused
 
+    @property
+    def up(self) -> bool:
+        """Whether the interface is up, as far as is known."""
+        return self._up
+
     def late(self) -> set[PublicKey]:
         """Who has to go and is still on the interface."""
         return self.stuck | self._due()
@@ -346,11 +351,12 @@ class Keeper:
         if self._up or not self._knows_settings:
             return
         try:
-            await self._patience.wait_for(_RTNETLINK, self._link.bring_up())
+            self._up = await self._patience.wait_for(_RTNETLINK, self._link.bring_up())
         except DeviceError as error:
             self._keep_fault(error)
         else:
-            self._up = True
+            if self._settings == (self._state.interface, self._state.identity):
+                self.link_fault = None
 
     def _keep_fault(self, error: DeviceError) -> None:
         if error.errno == errno.ENODEV:

@@ -148,6 +148,29 @@ def _is_push_secret(text: str) -> bool:
         return False
 
 
+def write_secret_file(path: Path, key: str, content: bytes) -> None:
+    """Make a file that only its owner may read; ``key`` names it in errors.
+
+    Raises ConfigError if it can't be made whole, or is there already.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink()
+            raise
+    except FileExistsError:
+        raise ConfigError(f"{key}: {path} is there already", "name a new file, or remove that one") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{key}: {path} can't be made: {error.strerror}", "name a file in a folder that is there, as root"
+        ) from None
+
+
 def load_private_key(config: Config, *, create: bool) -> bytes:
     """Return the interface's private key, 32 raw bytes.
 

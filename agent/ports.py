@@ -164,8 +164,8 @@ class Link(Protocol):
         Returns what had to be changed, in words.
         """
 
-    async def bring_up(self) -> None:
-        """Bring the interface up."""
+    async def bring_up(self) -> bool:
+        """Bring the interface up; return whether it is: the operator's commands may have to run first."""
 
     async def drift(self) -> Sequence[Drift]:
         """How the link differs from what ``configure`` and ``bring_up`` have last made of it.

@@ -174,6 +174,11 @@ class Reconciler:
         now = self._clock()
         return any(-deadline.remaining(now) > LATE for deadline in self.state.overdue)
 
+    @property
+    def up(self) -> bool:
+        """Whether the interface is up: core has to have said what it should be like, if it was found."""
+        return self._keeper.up
+
     # The daemon's timers.
 
     def tick(self, done: Callable[[], None] = lambda: None) -> None:

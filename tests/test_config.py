@@ -140,6 +140,29 @@ def test_addresses_in_the_environment_are_separated_by_commas(
     assert [str(a) for a in config.interface.addresses] == ["10.8.0.1/24", "fd00::1/64"]
 
 
+def test_commands_in_the_environment_are_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WG_AGENT_HOOKS__PRE_UP", '[["ip", "rule", "add", "fwmark", "1"], ["true"]]')
+
+    config = load_config(written(tmp_path, MINIMAL + '[hooks]\npost_up = [["a", "b c"]]\n'))
+
+    assert config.hooks.pre_up == (("ip", "rule", "add", "fwmark", "1"), ("true",))
+    assert config.hooks.post_up == (("a", "b c"),)
+
+
+@pytest.mark.parametrize(
+    "value", ["ip rule add", "[[1]]", '["ip", "rule"]', "[[]]", '[[""]]', '[["a\\u0000"]]']
+)
+def test_what_is_no_list_of_commands_is_told_what_one_looks_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    quoted = f"'{value}'" if value.startswith("ip") else value
+    message = fault(tmp_path, f"{MINIMAL}[hooks]\npre_up = {quoted}\n")
+    assert 'line 4: hooks.pre_up: write a list of commands, each a list of words: [["ip", ' in message
+
+    monkeypatch.setenv("WG_AGENT_HOOKS__PRE_UP", value)
+    assert "WG_AGENT_HOOKS__PRE_UP: hooks.pre_up: write a list of commands" in fault(tmp_path, MINIMAL)
+
+
 def test_an_unknown_environment_variable_names_the_nearest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +221,7 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
         ("sessions", "connect_timeout"),
         ("sessions", "max_lifetime"),
         ("stats", "interval"),
+        ("hooks", "timeout"),
     ],
 )
 @pytest.mark.parametrize("value", ["0", "0.99", "-1", "nan", "inf", '"soon"'])

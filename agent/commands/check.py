@@ -94,6 +94,7 @@ async def _look_at_host(config: Config, snapshot: Snapshot | None) -> list[Findi
         findings.append(skipped("guard", "it takes the permission that is missing"))
     else:
         findings += await check_host.guard(config)
+    findings += check_host.hooks(config)
     findings += check_host.is_forwarding(addresses, prefixes)
     if snapshot is None:
         findings.append(skipped("routes", "core's list is not known"))

@@ -13,6 +13,7 @@ from agent.commands.findings import Finding, Mark, fault, ok, skipped
 from agent.config import Config, Listen
 from agent.errors import AgentError, DeviceError, GuardError
 from agent.firewall import Firewall
+from agent.hooks import Hooks, When
 from agent.model import InterfaceAddress, Prefix, Snapshot
 from agent.wireguard import userspace
 from agent.wireguard.interface import (
@@ -115,6 +116,23 @@ async def _could_be_made(wanted: str, program: str) -> Finding:
             "wireguard", Mark.FAULT, f"no WireGuard: {program} needs {_TUN}, which is not there", _GET_TUN
         )
     return ok("wireguard", f"{program} will implement it")
+
+
+def hooks(config: Config) -> list[Finding]:
+    """Judge whether the operator's commands can be started, as far as that can be seen from here."""
+    missing = [
+        c for c in Hooks(config.hooks, config.interface.name).commands if shutil.which(c.argv[0]) is None
+    ]
+    return [
+        Finding(
+            "hooks",
+            Mark.FAULT if command.when is When.PRE_UP else Mark.WARNING,
+            f"{command} can't be started: there is no such program"
+            + (", and the interface stays down" if command.when is When.PRE_UP else ""),
+            f"correct hooks.{command.when}: the first word is a program, and no shell reads the others",
+        )
+        for command in missing
+    ]
 
 
 async def guard(config: Config) -> list[Finding]:

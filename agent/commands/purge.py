@@ -1,4 +1,4 @@
-"""``wg-agent purge``: take down what the agent has made on this host."""
+"""``wg-agent purge``: take down what the agent has made on this host, with the operator's commands around."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ from agent.commands.output import console, print_json, say
 from agent.config import Config
 from agent.errors import AgentError, GuardError
 from agent.firewall import Firewall
+from agent.hooks import Failure, Hooks, When
 from agent.lock import InterfaceLock
-from agent.wireguard.interface import remove_interface
+from agent.wireguard.interface import find_backend, remove_interface
 
 _JOURNAL: Final = "journal.sqlite*"
 """The journal with SQLite's files beside it, and those that were set aside as unreadable."""
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Remove the interface, then what was remembered about it; never the other way round."""
+    """Remove the interface, then what was remembered about its sessions; never the other way round.
+
+    1 if one of the operator's commands failed, though all the rest was done.
+    """
     config = choose(arguments).load()
     name = config.interface.name
     with InterfaceLock(config.paths.runtime, name):
-        had_interface, had_guard, had_rules = asyncio.run(_take_down(config))
+        had_interface, failures = asyncio.run(_remove_interface(name, Hooks(config.hooks, name)))
+        had_guard, had_rules = asyncio.run(_lower(config))
         removed = _remove([*_journal(config), *_rules(config), config.control_socket])
         kept: list[Path] = []
-        if os.path.lexists(config.private_key_file):
-            if arguments.key and not _is_credential(config.private_key_file):
-                removed += _remove([config.private_key_file])
+        for path in _keys(config):
+            if arguments.key and not _is_credential(path):
+                removed += _remove([path])
             else:
-                kept.append(config.private_key_file)
+                kept.append(path)
     if arguments.json:
         print_json(
             {
@@ -42,9 +47,10 @@ def execute(arguments: argparse.Namespace) -> int:
                 "table_removed": had_guard or had_rules,
                 "removed": [str(path) for path in removed],
                 "kept": [str(path) for path in kept],
+                "failed": [str(failure) for failure in failures],
             }
         )
-        return 0
+        return 1 if failures else 0
     to = console()
     say(to, f"{name}: removed" if had_interface else f"{name}: there was no such interface")
     if had_guard:
@@ -55,25 +61,44 @@ def execute(arguments: argparse.Namespace) -> int:
         say(to, f"{path}: removed")
     for path in kept:
         why = "a credential of systemd's" if _is_credential(path) else "remove it with --key"
-        say(to, f"{path}: kept, the gateway's private key ({why})")
-    return 0
+        what = "private key" if path == config.private_key_file else "adoption by core"
+        say(to, f"{path}: kept, the gateway's {what} ({why})")
+    for failure in failures:
+        say(to, str(failure), "red")
+    return 1 if failures else 0
 
 
-async def _take_down(config: Config) -> tuple[bool, bool, bool]:
-    """Remove the interface, then the guard's table, then that of access rules. Whether each was there."""
-    name = config.interface.name
+async def _remove_interface(name: str, hooks: Hooks) -> tuple[bool, list[Failure]]:
+    """Remove the interface; whether it was there, and which of the operator's commands failed."""
+    failures = await hooks.run(When.PRE_DOWN) if await find_backend(name) is not None else []
     had_interface = await remove_interface(name)
+    if had_interface:
+        failures += await hooks.run(When.POST_DOWN)
+    return had_interface, failures
+
+
+async def _lower(config: Config) -> tuple[bool, bool]:
+    """Remove the guard's table, then that of access rules, peers being gone; whether each was there."""
+    name = config.interface.name
     firewall, rules = Firewall(name), AclFirewall(name, tuple, config.acl_file)
     try:
-        return had_interface, await firewall.lower(), await rules.remove()
+        return await firewall.lower(), await rules.remove()
     except GuardError:
         # A host without nftables has no table of ours either.
         if await firewall.support():
-            return had_interface, False, False
+            return False, False
         raise
     finally:
         firewall.close()
         rules.close()
+
+
+def _keys(config: Config) -> list[Path]:
+    """Return the files that make this host the gateway that core knows, as far as the agent made them."""
+    keys = [config.private_key_file] if os.path.lexists(config.private_key_file) else []
+    if config.core.calls and config.cert_dir.is_relative_to(config.paths.state):
+        keys += sorted(config.cert_dir.glob("*.pem"))
+    return keys
 
 
 def _rules(config: Config) -> list[Path]:

@@ -10,6 +10,7 @@ import structlog
 from agent.config import Interface
 from agent.encoding import format_key
 from agent.errors import ConfigError, DeviceError
+from agent.hooks import Hooks, When
 from agent.model import DeviceConfig, Identity, InterfaceAddress, InterfaceSettings
 from agent.plan import Drift, DriftKind
 from agent.wireguard.device import Device
@@ -33,6 +34,7 @@ class WireGuardLink:
         config: Interface,
         private_key: bytes,
         addresses: tuple[InterfaceAddress, ...],
+        hooks: Hooks,
         keep_key: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         """``private_key`` holds until core hands out another, which ``keep_key`` stores for the next start.
@@ -44,6 +46,7 @@ class WireGuardLink:
         self.fwmark: int | None = None
         self._config = config
         self._private_key = private_key
+        self._hooks = hooks
         self._keep_key = keep_key
         self._device: Device | None = None
         self._made_of: tuple[frozenset[InterfaceAddress], int | None] = (frozenset(), None)
@@ -111,10 +114,18 @@ class WireGuardLink:
         except ConfigError as error:
             _log.error("after a reboot the interface has its old key until core is there", error=str(error))
 
-    async def bring_up(self) -> None:
-        """Bring the interface up."""
+    async def bring_up(self) -> bool:
+        """Bring the interface up, once the commands that come before have run; return whether it is up."""
+        link = await read_link(self._config.name)
+        if link is not None and link.up:
+            self._hooks.found_up(link.index)
+        elif link is not None and not self._hooks.may_come_up(link.index):
+            return False
         await bring_up(self._config.name)
         self._up = True
+        if link is not None and not link.up:
+            self._hooks.came_up()
+        return True
 
     async def drift(self) -> list[Drift]:
         """How the link differs from what was made of it: addresses, MTU, down."""
@@ -137,11 +148,16 @@ class WireGuardLink:
 
     async def remove(self) -> None:
         """Remove the interface, if it is there; ``ensure`` makes it anew."""
-        await remove_interface(self._config.name)
+        for failure in await self._hooks.run(When.PRE_DOWN):
+            _log.warning("a command failed", failure=str(failure))
+        if await remove_interface(self._config.name):
+            for failure in await self._hooks.run(When.POST_DOWN):
+                _log.warning("a command failed", failure=str(failure))
         self.addresses = ()
         self._made_of, self._up, self._index = (frozenset(), None), False, None
 
     async def close(self) -> None:
         """Let go of the device; the interface stays."""
+        await self._hooks.close()
         if self._device is not None:
             await self._device.close()

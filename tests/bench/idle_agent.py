@@ -17,7 +17,7 @@ def run(folder: Path) -> int:
     daemon, path = load_daemon(), folder / "agent.toml"
     config = load_config(path)
 
-    def link(_: object, private_key: bytes, __: object) -> StandInLink:
+    def link(_: object, private_key: bytes, *__: object) -> StandInLink:
         return StandInLink(config.interface.name, public_key(private_key))
 
     vars(daemon)["WireGuardLink"] = link

@@ -80,8 +80,8 @@ class StandInLink:
         self.addresses = settings.addresses or ()
         return []
 
-    async def bring_up(self) -> None:
-        """It is up."""
+    async def bring_up(self) -> bool:
+        return True
 
     async def drift(self) -> list[Drift]:
         return []

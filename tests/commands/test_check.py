@@ -71,6 +71,25 @@ def the_cross(out: str, of: str) -> tuple[str, str]:
     return next((fault, remedy) for fault, remedy in crosses(out).items() if fault.startswith(of + ": "))
 
 
+# The operator's commands.
+
+
+def test_a_program_that_is_not_there_is_a_fault_where_the_interface_waits_for_it(
+    tmp_path: Path, told: Core, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(
+        tmp_path, told.url, more='[hooks]\npre_up = [["true"], ["no-such"]]\npost_up = [["nor-such"]]'
+    )
+
+    _, found = check(path, capsys)
+
+    why = "can't be started: there is no such program"
+    assert [(one["mark"], one["message"]) for one in found["hooks"]] == [
+        ("fault", f"hooks.pre_up, command 2 (no-such) {why}, and the interface stays down"),
+        ("warning", f"hooks.post_up, command 1 (nor-such) {why}"),
+    ]
+
+
 # The configuration.
 
 

@@ -74,6 +74,7 @@ def test_what_was_remembered_goes_and_the_private_key_only_when_asked(
         "table_removed": False,
         "removed": [str(key)],
         "kept": [],
+        "failed": [],
     }
     assert names(tmp_path) == {"notes.txt"}
 
@@ -92,6 +93,34 @@ def test_the_interface_goes_with_its_peers(tmp_path: Path, gateway: Namespace) -
     while gateway.pids() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert gateway.pids() == []
+
+
+@pytest.mark.userspace
+def test_the_operators_commands_run_around_it_and_one_that_fails_keeps_nothing_up(
+    tmp_path: Path, gateway: Namespace
+) -> None:
+    name = interface_name()
+    gateway.run("wireguard-go", name)
+    sees = f"ls /sys/class/net >> {tmp_path}/"
+    hooks = {
+        "pre_down": [["sh", "-c", f"{sees}before"], ["false"]],
+        "post_down": [["sh", "-c", f"{sees}after"]],
+    }
+    lists = "".join(f"{when} = {json.dumps(commands)}\n" for when, commands in hooks.items())
+    path = write_config(tmp_path, name=name, more=f"[hooks]\n{lists}")
+
+    done = wg_agent("purge", "-c", path, through=gateway.argv())
+
+    assert done.returncode == 1
+    assert f"{name}: removed" in done.stdout
+    assert "hooks.pre_down, command 2 (false) ended with status 1" in done.stdout
+    assert name in (tmp_path / "before").read_text().split()
+    assert name not in (tmp_path / "after").read_text().split()
+
+    # There is none any more.
+    again = wg_agent("purge", "-c", path, "--json", through=gateway.argv())
+    assert (again.returncode, json.loads(again.stdout)["failed"]) == (0, [])
+    assert len((tmp_path / "after").read_text().split()) == 1
 
 
 @pytest.mark.netns

@@ -36,6 +36,19 @@ LOCK = RUNTIME / f"{INTERFACE}.lock"
 ONLY_NET_ADMIN = f"{1 << 12:016x}"  # linux/capability.h
 DYNAMIC_USERS = range(61184, 65520)  # systemd.exec(5)
 WATCHDOG = 30  # the unit's WatchdogSec
+COMMANDS = [
+    ["ip", "rule", "add", "fwmark", "77", "table", "77"],
+    ["ip", "route", "add", "192.0.2.0/24", "dev", "%i", "table", "77"],
+    ["nft", "list", "ruleset"],
+    ["wg", "show", "%i"],
+    ["touch", "/tmp/private"],
+    ["touch", "/etc/wg-agent/x"],
+    ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"],
+    ["ls", "/home"],
+    ["setpriv", "--reuid=0", "true"],
+]
+"""Commands of the operator's, of which the unit lets the first ``MAY`` do what they mean to."""
+MAY = 5
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +57,9 @@ def gateway() -> Iterator[Gateway]:
     folder.mkdir()
     with UnitSite(folder) as site:
         staying, ending = site.add_clients(2)
+        site.unit.drop_in(
+            "hooks", f"[Service]\nEnvironment='WG_AGENT_HOOKS__POST_UP={json.dumps(COMMANDS)}'\n"
+        )
         began = time.monotonic()
         with subprocess.Popen(["systemctl", "start", UNIT]) as start:
             for client in (staying, ending):
@@ -85,6 +101,15 @@ def test_the_unit_has_one_capability_and_its_secrets_to_itself(gateway: Gateway,
     assert found
     assert float(found[1]) <= 1.8
     seen(note=f"exposure {found[1]} by systemd-analyze security; ready after {gateway.started:.0f} s")
+
+
+def test_the_operators_commands_may_do_in_the_unit_what_its_comments_say(gateway: Gateway) -> None:
+    site = gateway.site
+    until(lambda: len(site.logged("command done")) + len(site.logged("command failed")) == len(COMMANDS))
+
+    failed = {line["command"]: line["output"] for line in site.logged("command failed")}
+    assert list(failed) == list(range(MAY + 1, len(COMMANDS) + 1)), failed
+    assert "fwmark 0x4d lookup 77" in site.gateway.run("ip", "rule").stdout
 
 
 def test_the_operator_sees_who_is_up_and_the_kernel_guards_it(gateway: Gateway) -> None:

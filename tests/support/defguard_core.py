@@ -370,6 +370,7 @@ class SecondGeneration:
             await self.stop()
 
     def start(self) -> None:
+        self.connected = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:

@@ -35,7 +35,8 @@ class Host:
     ``refuses`` names peers that the kernel takes no operation of the given kinds for; ``fails`` counts
     the calls of ``apply`` that fail after ``before_failing`` operations; ``apply_takes`` is called
     with the number of operations that a call was given (a slow kernel moves the test's clock there).
-    ``link_takes`` is what the link's settings wait for, in a thread.
+    ``link_takes`` is what the link's settings wait for, in a thread. While ``comes_up_later`` the link is
+    not to come up yet, and for ``held_down``, a reason, it can't.
     """
 
     kernel: Kernel = field(default_factory=Kernel)
@@ -56,6 +57,8 @@ class Host:
     taken_ports: frozenset[int] = frozenset()
     apply_takes: Callable[[int], None] = lambda _: None
     link_takes: Callable[[], object] | None = None
+    comes_up_later: bool = False
+    held_down: str | None = None
     at: Callable[[str], None] = lambda _: None
 
     def link(self) -> "RecordingLink":
@@ -137,9 +140,13 @@ class RecordingLink:
         drift = [Drift(DriftKind.ADDRESS, None, str(a)) for a in self.addresses if a not in host.addresses]
         return [*drift, *([] if host.up else [Drift(DriftKind.LINK_DOWN, None, "is down")])]
 
-    async def bring_up(self) -> None:
-        (await self._network()).up = True
-        self.host.log.append(("up", True))
+    async def bring_up(self) -> bool:
+        host = await self._network()
+        if host.held_down is not None:
+            raise DeviceError(host.held_down)
+        host.up = not host.comes_up_later
+        host.log.append(("up", host.up))
+        return host.up
 
     async def remove(self) -> None:
         await self._network()

@@ -308,7 +308,6 @@ def test_fault_11_a_new_connection_of_cores_is_taken_once_the_old_one_is_dead(wo
             proxy.stall()
             await core.stop()
             core.port, core.redial = direct, 1.0
-            core.connected.clear()
             began = time.monotonic()
             core.start()
             async with asyncio.timeout(30):
