@@ -259,14 +259,16 @@ class Defguard(_Section):
     """What a Defguard core does not tell, or leaves to the gateway.
 
     ``listen``, ``cert_dir`` and ``adoption_timeout`` (seconds) are of generation 2, ``hostname`` of 1.
+    ``resync_interval``: seconds without an update after which the whole is asked for again.
     """
 
-    hostname: Annotated[str, Field(max_length=253)] = ""
+    hostname: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,253}$")] = ""
     mfa_required: bool = False
     liveness: Literal["gateway", "core"] = "gateway"
     listen: ListenAddress = Listen("0.0.0.0", 50066)
     cert_dir: File | None = None
     adoption_timeout: Seconds = 600.0
+    resync_interval: Seconds | None = None
 
 
 class Sessions(_Section):

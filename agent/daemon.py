@@ -34,7 +34,7 @@ from agent.folders import private_folder
 from agent.hardening import forbid_core_dumps
 from agent.hooks import Hooks
 from agent.journal import Journal
-from agent.keys import Secrets, load_private_key, load_secrets, store_private_key
+from agent.keys import Secrets, check_private_key_storable, load_private_key, load_secrets, store_private_key
 from agent.lock import InterfaceLock
 from agent.metrics import CONTENT_TYPE, Metrics
 from agent.model import Prefix
@@ -80,6 +80,7 @@ def run(config: Config, path: Path, interface: str | None) -> int:
         log.hide(secrets.token.get_secret_value())
         if secrets.push_secret is not None:
             log.hide(secrets.push_secret.get_secret_value())
+        check_private_key_storable(config)
         private_key = load_private_key(config, create=True)
         log.hide(format_key(private_key))
         try:

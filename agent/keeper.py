@@ -302,6 +302,10 @@ class Keeper:
         await self._patience.wait_for(_RTNETLINK, self._link.remove())
         self._dismantled, self._settings, self._up = True, None, False
         self.writer.mirror.peers.clear()
+        self.writer.reconsider()
+        self.stuck.clear()
+        self._not_let_go.clear()
+        self._left = None
         if self._warden is not None:
             self._warden.link_made()
         await self._books.addresses(())
@@ -517,6 +521,8 @@ class Keeper:
                 self._state.dirty.add(key)
 
     async def _read_again(self, error: DeviceError) -> None:
+        if self._dismantled:
+            return
         if error.errno == errno.ENODEV:
             await self._make_interface_again(error)
             return

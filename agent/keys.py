@@ -200,6 +200,19 @@ def _create_private_key(path: Path) -> bytes:
     return raw
 
 
+def check_private_key_storable(config: Config) -> None:
+    """Raise ConfigError where core hands out the interface's key, and the file for it can't be written.
+
+    The next start would give the interface its old key back, and cut every tunnel.
+    """
+    path = config.private_key_file
+    if config.core.protocol == "defguard" and path.exists() and not os.access(path.parent, os.W_OK):
+        raise ConfigError(
+            f"interface.private_key_file: {path} can't be replaced, and core hands out the interface's key",
+            "leave interface.private_key_file and the credential interface.private_key out",
+        )
+
+
 def store_private_key(path: Path, raw: bytes) -> None:
     """Have the file hold this key from now on, whole or not at all; raises ConfigError."""
     _write_private_key(path, raw, lambda fresh: fresh.replace(path))

@@ -19,6 +19,7 @@ from agent.model import (
     Identity,
     InterfaceAddress,
     InterfaceSettings,
+    Peer,
     PeerStats,
     Prefix,
     PublicKey,
@@ -66,6 +67,9 @@ class Inbox(Protocol):
     @property
     def position(self) -> Position | None:
         """What is held now; None before the first pull of this process."""
+
+    def holds(self, peer: Peer) -> bool:
+        """Whether this peer is listed and let in already, by the session that its entry shows."""
 
     def submit(self, message: Snapshot | Sequence[Change], received_at: float) -> asyncio.Future[Outcome]:
         """Queue a snapshot, or changes in their order; ``received_at`` is ``time.monotonic()``.

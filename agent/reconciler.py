@@ -38,6 +38,7 @@ from agent.metrics import Metrics
 from agent.model import (
     Change,
     Now,
+    Peer,
     PublicKey,
     Snapshot,
 )
@@ -126,6 +127,17 @@ class Reconciler:
     def position(self) -> Position | None:
         """What is held now; None before the first pull of this process."""
         return self._fence.position
+
+    def holds(self, peer: Peer) -> bool:
+        """Whether this peer is listed and let in already, by the session that its entry shows."""
+        state, key = self.state, peer.public_key
+        held = state.roster.peers.get(key)
+        if held is None or key in state.roster.refused or held.mfa_exempt != peer.mfa_exempt:
+            return False
+        session = state.sessions.get(key)
+        if peer.session is None or session is None:
+            return peer.session is None and session is None
+        return session.id == peer.session.id
 
     def submit(self, message: Snapshot | Sequence[Change], received_at: float) -> asyncio.Future[Outcome]:
         """Queue a snapshot, or changes in their order."""

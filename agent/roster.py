@@ -35,6 +35,8 @@ class Roster:
         self.own_key = own_key
         self._claims = Claims()
         self._holders: dict[str, _Holders] = {}
+        self._still_listed: dict[PublicKey, str] = {}
+        """Ids that have ended here and that core, which gave them no date, lists for all that is known."""
         self._blocked: dict[PublicKey, Refusal] = {}
 
     def list_unreadable(self, unreadable: tuple[UnreadablePeer, ...]) -> None:
@@ -69,6 +71,7 @@ class Roster:
         for key in self.refused.keys() - peers.keys():
             del self.refused[key]
         self.peers = peers
+        self._still_listed.clear()
         self.mfa_required = mfa_required
         self._blocked.clear()
         holders: dict[str, _Holders] = {}
@@ -87,6 +90,7 @@ class Roster:
     def hold(self, peer: Peer) -> None:
         """List a peer, or list it as it is now."""
         key = peer.public_key
+        self._still_listed.pop(key, None)
         before = self.peers.get(key)
         self.peers[key] = peer
         old_id = None if before is None or before.session is None else before.session.id
@@ -101,6 +105,7 @@ class Roster:
     def drop(self, key: PublicKey) -> None:
         """The peer is no longer listed."""
         peer = self.peers.pop(key)
+        self._still_listed.pop(key, None)
         if self.refused.pop(key, None) is not None:
             self.refusals += 1
         self._blocked.pop(key, None)
@@ -117,14 +122,21 @@ class Roster:
         self.ended[session_id] = granted_at
         holders = _keys(self._holders.pop(session_id, frozenset()))
         for key in holders:
+            session = self.peers[key].session
+            if session is not None and session.granted_at is None:
+                self._still_listed[key] = session_id
             self.peers[key] = self.peers[key]._replace(session=None)
         # It may have kept a peer out, and keeps nobody in: thousands that end at once are not judged.
         self._judge([key for key in holders if key in self.refused])
 
-    def undated(self, session_id: str) -> bool:
-        """Whether the id is listed, by a core that does not say when it was granted."""
-        sessions = (self.peers[key].session for key in _keys(self._holders.get(session_id, frozenset())))
-        return any(session is not None and session.granted_at is None for session in sessions)
+    def still_listed(self, session_ids: Iterable[str]) -> set[str]:
+        """Return which of these core lists for all that is known, without saying when it granted them."""
+        still = set(self._still_listed.values())
+        for session_id in session_ids:
+            sessions = (self.peers[k].session for k in _keys(self._holders.get(session_id, frozenset())))
+            if any(session is not None and session.granted_at is None for session in sessions):
+                still.add(session_id)
+        return still
 
     def own(self, key: PublicKey) -> None:
         """The interface has this key from now on."""

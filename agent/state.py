@@ -402,8 +402,10 @@ class State:
         if self.core_clock is None:
             return []
         horizon = self.core_clock.at(now) - self._limits.max_lifetime
-        ended, undated = self.roster.ended, self.roster.undated
-        gone = [id_ for id_, granted_at in ended.items() if granted_at < horizon and not undated(id_)]
+        ended = self.roster.ended
+        past = [session_id for session_id, granted_at in ended.items() if granted_at < horizon]
+        still = self.roster.still_listed(past)
+        gone = [session_id for session_id in past if session_id not in still]
         for session_id in gone:
             del ended[session_id]
         return gone

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from agent.model import Change, Snapshot
+from agent.model import Change, Peer, Snapshot
 from agent.ports import Outcome, Position, Verdict
 
 T = TypeVar("T")
@@ -209,6 +209,9 @@ class FakeInbox:
         else:
             future.set_result(self._take(message))
         return future
+
+    def holds(self, peer: Peer) -> bool:
+        return False
 
     async def dismantle(self) -> None:
         self.dismantled = True

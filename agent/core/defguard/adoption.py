@@ -7,6 +7,7 @@ the minutes after the start of an agent without certificates, is trusted. That i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -26,6 +27,11 @@ from agent.model import Now
 
 _SERVICE: Final = "defguard.gateway.v2.GatewaySetup"
 _BEARER: Final = "Bearer "
+_WORDS: Final = 100
+HOLD: Final = 120.0
+"""Seconds that one adoption may take: nobody else can begin one meanwhile."""
+OPTIONS: Final = (("grpc.max_receive_message_length", 64 << 10), ("grpc.max_metadata_size", 16 << 10))
+"""For a server that anybody may speak to."""
 _log = structlog.get_logger()
 
 
@@ -39,7 +45,7 @@ class Adoption:
         self._until = read_clock().boot + window
         self._token = ""
         self._key: ec.EllipticCurvePrivateKey | None = None
-        self._said: asyncio.Queue[str] = asyncio.Queue()
+        self._said: asyncio.Queue[str] = asyncio.Queue(_WORDS)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a server is to serve."""
@@ -72,8 +78,11 @@ class Adoption:
         try:
             await context.send_initial_metadata(channel.versions(2))
             self._say("adoption begins")
-            while not self.adopted.done():
-                yield self._entry(await self._said.get())
+            async with asyncio.timeout(min(HOLD, self._until - self._clock().boot)):
+                while not self.adopted.done():
+                    yield self._entry(await self._said.get())
+        except TimeoutError:
+            await _refuse(context, "DEADLINE_EXCEEDED", "the adoption took too long")
         finally:
             if not self.adopted.done():
                 self._token, self._key = "", None
@@ -97,26 +106,33 @@ class Adoption:
         ders = bundle.component_cert_der, bundle.ca_cert_der, bundle.core_client_cert_der
         try:
             found = certificates.check_bundle(self._key, *ders, now)
-            # Before the answer: core takes the gateway for adopted from then on.
-            await asyncio.to_thread(certificates.store, self._folder, found)
+            # Before the answer, for core takes the gateway for adopted from then on; and to its end, whether
+            # core waits for it or not.
+            await asyncio.shield(asyncio.create_task(self._keep(found), name="core: adoption"))
         except InvalidMessage as error:
             await _refuse(context, "INVALID_ARGUMENT", error.message)
         except ConfigError as error:
             _log.error("can't be adopted", error=error.message, hint=error.hint)
             await _refuse(context, "INTERNAL", error.message)
+        return Empty()
+
+    async def _keep(self, found: Certificates) -> None:
+        await asyncio.to_thread(certificates.store, self._folder, found)
         if not self.adopted.done():
             self.adopted.set_result(found)
         self._say("adopted")
         _log.info("core has adopted this gateway", certificates=str(self._folder))
-        return Empty()
 
     async def _authenticate(self, context: Any) -> None:
+        if self._clock().boot >= self._until:
+            await _refuse(context, "FAILED_PRECONDITION", "too late for adoption: restart wg-agent first")
         token = channel.value(context.invocation_metadata(), "authorization")
         if not self._token or not hmac.compare_digest(token.encode(), self._token.encode()):
             await _refuse(context, "UNAUTHENTICATED", "the adoption under way has another token")
 
     def _say(self, message: str) -> None:
-        self._said.put_nowait(message)
+        with contextlib.suppress(asyncio.QueueFull):
+            self._said.put_nowait(message)
 
     def _entry(self, message: str) -> wire.LogEntry:
         at = datetime.fromtimestamp(self._clock().wall, UTC).isoformat()

@@ -7,6 +7,7 @@ be taken over as it is.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import secrets
@@ -58,13 +59,11 @@ class Certificates:
         )
 
     @property
-    def adoption(self) -> str:
-        """What tells this adoption from any other: a digest of the gateway's public key."""
-        public = x509.load_pem_x509_certificate(self.certificate).public_key()
+    def authority(self) -> str:
+        """What tells this core from any other, however often it adopts: a digest of its CA's public key."""
+        public = x509.load_pem_x509_certificate(self.ca).public_key()
         raw = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        digest = hashes.Hash(hashes.SHA256())
-        digest.update(raw)
-        return digest.finalize().hex()[:16]
+        return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def serial_of(pem: bytes) -> int:

@@ -47,7 +47,7 @@ class DefguardClient:
         base = parse_base_url(url)
         self._metadata = (
             ("authorization", token),
-            ("hostname", hostname or socket.gethostname()),
+            ("hostname", _hostname(hostname)),
             *channel.versions(1),
         )
         self._timeout = timeout
@@ -63,6 +63,8 @@ class DefguardClient:
             ("grpc.http2.ping_timeout_ms", _PING),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
+            # Nobody in between is to see the token.
+            ("grpc.enable_http_proxy", 0),
             # The agent's own backoff decides when to try again.
             ("grpc.enable_retries", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -126,7 +128,12 @@ class Connection:
     async def updates(self) -> AsyncIterator[Update | InvalidMessage]:
         """Open the stream of updates; returns once core has subscribed the gateway to them."""
         call = self._updates(Empty(), metadata=self._metadata)
-        await call.initial_metadata()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await call.initial_metadata()
+        except TimeoutError:
+            call.cancel()
+            raise CoreUnavailable(f"core did not open the stream of updates in {self._timeout:g} s") from None
         if call.done():
             # A call that fails at once has metadata, too.
             raise channel.failure(await call.code(), await call.details())
@@ -154,6 +161,13 @@ def _read(raw: bytes) -> Configuration:
     except Exception:  # noqa: BLE001 protobuf's DecodeError, whose text may quote what it read
         raise InvalidMessage("core's configuration is no message of Defguard's") from None
     return read_configuration(message, 1)
+
+
+def _hostname(configured: str) -> str:
+    name = configured or socket.gethostname()
+    if not name.isascii() or not name.isprintable():
+        raise ConfigError("this host's name is none that core can be told", "set defguard.hostname")
+    return name
 
 
 def _target(http: str, unix_socket: str | None) -> str:

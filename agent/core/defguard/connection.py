@@ -18,10 +18,11 @@ from agent import clock
 from agent.config import Config
 from agent.core.backoff import Backoff
 from agent.core.defguard import certificates
+from agent.core.defguard.adoption import OPTIONS as ADOPTION_OPTIONS
 from agent.core.defguard.adoption import Adoption
 from agent.core.defguard.certificates import Certificates
 from agent.core.defguard.client import DefguardClient
-from agent.core.defguard.feed import QUIET, Feed, Terms
+from agent.core.defguard.feed import Feed, Terms
 from agent.core.defguard.gateway import SERVER_OPTIONS, GatewayService
 from agent.core.defguard.sync import DefguardSync
 from agent.errors import CoreUnavailable
@@ -31,7 +32,13 @@ from agent.ports import AccessRules, Inbox, Reports
 
 _SUBJECT: Final = re.compile(r"DEFGUARD-NETWORK-(\d{1,18})", re.ASCII)
 UNNAMED: Final = "defguard"
+QUIET_1: Final = 600.0
+"""Seconds without an update after which the whole is asked for again: core's queue of updates may have
+overflowed, and then it is silent for good (it says so in its log only)."""
+QUIET_2: Final = 6 * 3600.0
+"""The same of the second generation, where it costs the connection, and core may send an e-mail for that."""
 _EXPIRY_WARNING: Final = 30 * 86_400.0
+_CALLS: Final = 16
 _LAST_ANSWERS: Final = 1.0
 """Seconds that answers under way have when a server ends."""
 _log = structlog.get_logger()
@@ -50,7 +57,6 @@ class CalledCore:
         reports: Reports,
         acl: AccessRules,
         read_clock: Callable[[], Now] = clock.read,
-        quiet: float = QUIET,
     ) -> None:
         """Raises ConfigError if the URL or the CA's file can't be used."""
         token = secrets.token.get_secret_value()
@@ -64,7 +70,11 @@ class CalledCore:
             hostname=config.defguard.hostname,
         )
         self._sync = DefguardSync(
-            client, inbox, reports, lambda: Feed(terms, inbox, reports, acl, read_clock), quiet=quiet
+            client,
+            inbox,
+            reports,
+            lambda: Feed(terms, inbox, reports, acl, read_clock),
+            quiet=_quiet(config, QUIET_1),
         )
 
     async def run(self) -> NoReturn:
@@ -87,11 +97,9 @@ class CallingCore:
         reports: Reports,
         acl: AccessRules,
         read_clock: Callable[[], Now] = clock.read,
-        quiet: float = QUIET,
     ) -> None:
         """Raises ConfigError if the certificates can't be used."""
         self._clock = read_clock
-        self._quiet = quiet
         self._config = config
         self._inbox = inbox
         self._reports = reports
@@ -113,7 +121,12 @@ class CallingCore:
     async def _wait_for_adoption(self) -> Certificates:
         self._inbox.core_failed(CoreUnavailable("no core has adopted this gateway", "add it in Defguard"))
         adoption = Adoption(self._folder, self._config.defguard.adoption_timeout, self._clock)
-        async with self._server(adoption.handlers(), None):
+        if any((self._folder / name).exists() for name in certificates.FILES):
+            _log.error(
+                "the certificates are no whole set: whoever comes first adopts this gateway",
+                folder=str(self._folder),
+            )
+        async with self._server(adoption.handlers(), None, ADOPTION_OPTIONS):
             _log.info(
                 "waiting to be adopted",
                 address=str(self._config.defguard.listen),
@@ -127,7 +140,7 @@ class CallingCore:
         if left < _EXPIRY_WARNING:
             _log.warning("the certificates expire soon", days=round(left / 86_400, 1))
         config = self._config
-        terms = _terms(config, f"adoption-{held.adoption}")
+        terms = _terms(config, f"core-{held.authority}")
 
         def new_feed() -> Feed:
             return Feed(terms, self._inbox, self._reports, self._acl, self._clock)
@@ -137,23 +150,29 @@ class CallingCore:
             await new_feed().nobody()
             await asyncio.to_thread(certificates.remove, self._folder)
 
-        service = GatewayService(held, self._inbox, self._reports, new_feed, purge, quiet=self._quiet)
+        service = GatewayService(
+            held, self._inbox, self._reports, new_feed, purge, quiet=_quiet(config, QUIET_2)
+        )
         credentials = grpc.ssl_server_credentials(
             [(held.key, held.certificate)], root_certificates=held.ca, require_client_auth=True
         )
-        async with self._server(service.handlers(), credentials):
+        size = (("grpc.max_receive_message_length", config.core.max_body),)
+        async with self._server(service.handlers(), credentials, size):
             await service.until_purged()
 
     @asynccontextmanager
     async def _server(
-        self, handlers: grpc.GenericRpcHandler, credentials: grpc.ServerCredentials | None
+        self,
+        handlers: grpc.GenericRpcHandler,
+        credentials: grpc.ServerCredentials | None,
+        more: tuple[tuple[str, int], ...],
     ) -> AsyncIterator[None]:
         """A server of these in the block; what it has answered by its end is let through."""
-        options = (*SERVER_OPTIONS, ("grpc.max_receive_message_length", self._config.core.max_body))
+        options = (*SERVER_OPTIONS, *more)
         backoff = Backoff()
         listen = str(self._config.defguard.listen)
         while True:
-            server = grpc.aio.server(options=options)
+            server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)
             server.add_generic_rpc_handlers((handlers,))
             try:
                 if credentials is None:
@@ -170,7 +189,8 @@ class CallingCore:
         try:
             yield
         finally:
-            await server.stop(_LAST_ANSWERS)
+            # It would swallow being cancelled just then.
+            await asyncio.shield(asyncio.ensure_future(server.stop(_LAST_ANSWERS)))
 
 
 def open_core(
@@ -180,6 +200,11 @@ def open_core(
     if config.core.calls:
         return CallingCore(config, inbox, reports, acl)
     return CalledCore(config, secrets, inbox, reports, acl)
+
+
+def _quiet(config: Config, usual: float) -> float:
+    asked_for = config.defguard.resync_interval
+    return usual if asked_for is None else asked_for
 
 
 def _terms(config: Config, location: str) -> Terms:

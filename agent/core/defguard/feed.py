@@ -14,18 +14,22 @@ from typing import Final
 import structlog
 
 from agent import clock
-from agent.core.defguard.messages import AclPut, Configuration, Update
+from agent.acl import Acl
+from agent.core.defguard.messages import (
+    AclPut,
+    Configuration,
+    LocationPut,
+    PeerGone,
+    PeerPut,
+    Update,
+)
 from agent.core.defguard.picture import Picture
 from agent.encoding import format_key
-from agent.errors import AgentError, InvalidMessage
+from agent.errors import AgentError, GuardError, InvalidMessage
 from agent.model import Change, Now, PeerStats, RefusedPeer, SessionPolicy, Snapshot
 from agent.ports import AccessRules, Inbox, Outcome, Reports, Verdict
 
 STATS_LIMIT: Final = 1_000
-QUIET: Final = 600.0
-"""Seconds without an update after which the whole is asked for again: core's queue of updates may have
-overflowed, and then it is silent for good (it says so in its log only)."""
-
 _log = structlog.get_logger()
 
 
@@ -67,16 +71,23 @@ class Feed:
         self._acl = acl
         self._clock = read_clock
         self._refused: frozenset[RefusedPeer] = frozenset()
+        self._kept = ""
         # A new epoch has every live peer reported again, which core needs of a new connection.
         epoch = f"defguard-{secrets.token_hex(8)}"
         self._picture = Picture(epoch, terms.location, mfa_required=terms.mfa_required, policy=terms.policy)
 
     async def whole(self, told: Configuration) -> None:
-        """Take in a whole configuration; returns once it is in the kernel. Raises AgentError."""
+        """Take in a whole configuration; returns once it is in the kernel.
+
+        Raises AgentError, after whoever has to go has gone: where the access rules can't be put in force,
+        nobody is let in who is not in already.
+        """
         self._inbox.pull_wanted.clear()
         # Nobody is let in before the rules that hold for them.
-        await self._acl.put(told.acl)
+        failure = await self._put(told.acl, told.acl_fault)
         await self._submit(self._picture.whole(told, self._clock()))
+        if failure is not None:
+            raise failure
 
     async def nobody(self) -> None:
         """There is no location any more: everybody goes, and what holds for them."""
@@ -85,17 +96,24 @@ class Feed:
         await self._acl.put(None)
 
     async def updates(self, told: Sequence[Update | InvalidMessage]) -> bool:
-        """Take in what came together, in its order; returns whether only the whole can help now."""
+        """Take in what came together, in its order; returns whether only the whole can help now.
+
+        Raises AgentError as ``whole``.
+        """
         now, changes = self._clock(), list[Change]()
-        for update in told:
+        failure: AgentError | None = None
+        for update in _last_of_each(told):
             if isinstance(update, InvalidMessage):
                 self._inbox.core_sent_rubbish(update)
-                await self._hand_over(changes)
-                return True
+                self._inbox.pull_wanted.set()
+                continue
             if isinstance(update, AclPut):
                 await self._hand_over(changes)
-                await self._acl.put(update.acl)
+                failure = await self._put(update.acl) or failure
                 continue
+            if isinstance(update, LocationPut) and update.configuration.peers:
+                await self._hand_over(changes)
+                failure = await self._put(update.configuration.acl, update.configuration.acl_fault) or failure
             taken = self._picture.take(update, now)
             if isinstance(taken, Snapshot):
                 await self._hand_over(changes)
@@ -103,7 +121,23 @@ class Feed:
             else:
                 changes += taken
         await self._hand_over(changes)
+        if failure is not None:
+            raise failure
         return self._picture.in_doubt or self._inbox.pull_wanted.is_set()
+
+    async def _put(self, acl: Acl | None, fault: InvalidMessage | None = None) -> AgentError | None:
+        """Have these access rules in force; why they are not, if so, and then nobody new is let in."""
+        failure: AgentError | None = fault
+        if failure is None:
+            try:
+                await self._acl.put(acl)
+            except GuardError as error:
+                failure = error
+        else:
+            self._inbox.core_sent_rubbish(failure)
+        holds = self._inbox.holds
+        self._picture.barred = (lambda _: False) if failure is None else lambda peer: not holds(peer)
+        return failure
 
     async def _hand_over(self, changes: list[Change]) -> None:
         if changes:
@@ -137,8 +171,11 @@ class Feed:
         try:
             while ends := self._reports.ends(STATS_LIMIT):
                 await self._reports.ends_accepted(ends)
+            self._kept = ""
         except AgentError as error:
-            _log.warning("ends of sessions are kept for later", error=str(error))
+            if str(error) != self._kept:
+                _log.warning("ends of sessions are kept for later", error=str(error))
+            self._kept = str(error)
 
     def stats(self) -> Iterator[Report]:
         """Yield the reports that are due, of peers that have shaken hands and whose address is known.
@@ -163,3 +200,22 @@ class Feed:
             latest_handshake=peer.latest_handshake,
             allowed_ips="" if listed is None else ",".join(map(str, listed.allowed_ips)),
         )
+
+
+def _last_of_each(told: Sequence[Update | InvalidMessage]) -> list[Update | InvalidMessage]:
+    """Of what came together about one peer only the last counts: the others never were in force here.
+
+    They may be older than the configuration, and a session that ended for one could not begin again.
+    """
+    last: dict[object, int] = {}
+    for number, update in enumerate(told):
+        if isinstance(update, PeerPut):
+            last[update.peer.public_key] = number
+        elif isinstance(update, PeerGone):
+            last[update.public_key] = number
+    kept = set(last.values())
+    return [
+        update
+        for number, update in enumerate(told)
+        if number in kept or not isinstance(update, PeerPut | PeerGone)
+    ]

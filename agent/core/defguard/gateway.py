@@ -17,7 +17,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from agent.core.defguard import channel
 from agent.core.defguard.certificates import Certificates, serial_of
-from agent.core.defguard.feed import QUIET, Feed, Report
+from agent.core.defguard.feed import Feed, Report
 from agent.core.defguard.messages import Configuration, Update, read_configuration, read_update
 from agent.core.defguard.wire import gateway_v2_pb2 as wire
 from agent.errors import AgentError, CoreUnavailable, InvalidMessage
@@ -30,6 +30,8 @@ _PULSE: Final = 5.0
 _FIRST: Final = 30.0
 """Seconds that core has to answer the request for its configuration."""
 _RECHECK: Final = 1.0
+BACK: Final = 30.0
+"""Seconds that a core may stay away which was asked to dial again."""
 DIAL: Final = 15.0
 """Seconds in which core, which dials every ten, would have come if it could."""
 _LARGE: Final = 256 << 10
@@ -67,7 +69,7 @@ class GatewayService:
         new_feed: Callable[[], Feed],
         purge: Callable[[], Awaitable[None]],
         *,
-        quiet: float = QUIET,
+        quiet: float,
     ) -> None:
         self.purged = asyncio.Event()
         self._serial = certificates.core_serial
@@ -76,7 +78,11 @@ class GatewayService:
         self._new_feed = new_feed
         self._purge = purge
         self._quiet = quiet
-        self._connected = False
+        self._connection: asyncio.Task[None] | None = None
+        """What follows core on the connection that there is."""
+        self._missing: asyncio.Task[None] | None = None
+        """What waits for a core that was asked to dial again."""
+        self._purging = False
         self._met = False
         """Whether core has been here."""
         self._failure = ""
@@ -109,30 +115,55 @@ class GatewayService:
 
     async def _bidi(self, responses: AsyncIterator[bytes], context: Any) -> None:
         await self._admit(context)
-        if self._connected:
-            await _refuse(context, grpc.StatusCode.INTERNAL, "core is connected already")
-        self._connected = self._met = True
-        error: AgentError = CoreUnavailable("core closed its connection", "it dials again by itself")
+        if self._connection is not None or self._purging:
+            await _refuse(context, grpc.StatusCode.INTERNAL, "core is connected already, or takes this down")
+        self._met = True
+        if self._missing is not None:
+            self._missing.cancel()
+        self._connection = asyncio.create_task(self._follow(responses, context), name="core: connection")
+        error: AgentError | None = CoreUnavailable("core closed its connection", "it dials again by itself")
         try:
-            await context.send_initial_metadata(channel.versions(2))
-            _log.info("core has connected", core=context.peer())
-            await self._follow(responses, context)
+            await self._connection
+            error = None
         except AgentError as failure:
             error = failure
         finally:
-            self._connected = False
-            self._lost(error)
+            self._connection.cancel()
+            await asyncio.wait({self._connection})
+            self._connection = None
+            if error is not None:
+                self._lost(error)
+            else:
+                # The agent has closed it, to be told the whole: that is no fault while core comes back.
+                self._missing = asyncio.create_task(self._miss(), name="core: asked to dial again")
+
+    async def _miss(self) -> None:
+        await asyncio.sleep(BACK)
+        self._lost(CoreUnavailable("core has not dialled again", "can it reach defguard.listen?"))
 
     async def _purge_all(self, _: Empty, context: Any) -> Empty:
         await self._admit(context)
         _log.warning("core has deleted this gateway: everything of it is taken down", core=context.peer())
+        # It goes on where core does not wait for the answer: it would not call again.
+        taking_down = asyncio.create_task(self._take_down(), name="core: purge")
         try:
-            await self._purge()
+            await asyncio.shield(taking_down)
         except AgentError as error:
             _log.error("not all of it could be taken down", error=str(error))
             await _refuse(context, grpc.StatusCode.INTERNAL, error.message)
-        self.purged.set()
         return Empty()
+
+    async def _take_down(self) -> None:
+        """Let nothing of core's in any more, then purge; what fails leaves the gateway to core."""
+        self._purging = True
+        try:
+            if self._connection is not None:
+                self._connection.cancel()
+                await asyncio.wait({self._connection})
+            await self._purge()
+            self.purged.set()
+        finally:
+            self._purging = False
 
     async def _admit(self, context: Any) -> None:
         """Let only the one client in whose certificate came with the adoption, and no older core."""
@@ -144,6 +175,8 @@ class GatewayService:
             await _refuse(context, grpc.StatusCode.INTERNAL, "core is older than 2.0.0, or does not say")
 
     async def _follow(self, responses: AsyncIterator[bytes], context: Any) -> None:
+        await context.send_initial_metadata(channel.versions(2))
+        _log.info("core has connected", core=context.peer())
         feed = self._new_feed()
         queue: asyncio.Queue[_Told | None] = asyncio.Queue()
         reading = asyncio.create_task(_read_into(queue, responses), name="core: stream")

@@ -44,7 +44,10 @@ _UPDATES: Final = {1: {0: "put", 1: "put", 2: "gone"}, 2: {1: "put", 2: "put", 3
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A location as a whole. ``identity`` is None where the message has no key (the location is going)."""
+    """A location as a whole. ``identity`` is None where the message has no key (the location is going).
+
+    ``acl_fault`` says why the access rules can't be read, if they can't: the rest holds all the same.
+    """
 
     name: str
     identity: Identity | None
@@ -52,6 +55,7 @@ class Configuration:
     peers: tuple[Peer, ...]
     unreadable: tuple[UnreadablePeer, ...] = ()
     acl: Acl | None = None
+    acl_fault: InvalidMessage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,12 @@ def read_configuration(message: Any, generation: Generation) -> Configuration:
         raise _unreadable("an MTU that no tunnel can have")
     if message.port > 0xFFFF:
         raise _unreadable("a port above 65535")
-    acl = read_firewall(message.firewall_config, generation) if message.HasField("firewall_config") else None
+    acl, acl_fault = None, None
+    if message.HasField("firewall_config"):
+        try:
+            acl = read_firewall(message.firewall_config, generation)
+        except InvalidMessage as error:
+            acl_fault = error
     return Configuration(
         clean_name(message.name),
         _identity(text) if text else None,
@@ -114,6 +123,7 @@ def read_configuration(message: Any, generation: Generation) -> Configuration:
         tuple(peers),
         tuple(unreadable),
         acl,
+        acl_fault,
     )
 
 

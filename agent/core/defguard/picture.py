@@ -7,7 +7,7 @@ a session, one without is on the interface always, unless ``mfa_required`` says 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import assert_never
 
@@ -32,6 +32,7 @@ from agent.model import (
     PeerUpserted,
     Prefix,
     PublicKey,
+    Refusal,
     SessionPolicy,
     Snapshot,
 )
@@ -43,6 +44,8 @@ class Picture:
     def __init__(
         self, epoch: str, location: str, *, mfa_required: bool, policy: SessionPolicy | None = None
     ) -> None:
+        self.barred: Callable[[Peer], bool] = lambda _: False
+        """Who is not to be let in for now, for a reason of ours."""
         self.in_doubt = False
         """Whether only the whole can tell what the location is like now."""
         self.peers: dict[PublicKey, Peer] = {}
@@ -57,7 +60,7 @@ class Picture:
         """Return the state that a whole configuration is, received at ``now``."""
         self._revision += 1
         self.in_doubt = False
-        peers = tuple(self._judged(peer) for peer in told.peers)
+        peers = tuple(map(self._judged, told.peers))
         self.peers = {peer.public_key: peer for peer in peers}
         self._owners = {prefix: peer.public_key for peer in peers for prefix in peer.allowed_ips}
         return Snapshot(
@@ -104,18 +107,31 @@ class Picture:
         return Location(self._location, told.name, mfa_required=True)
 
     def _judged(self, peer: Peer) -> Peer:
-        return peer._replace(mfa_exempt=False) if self._mfa_required else peer
+        if self._mfa_required:
+            peer = peer._replace(mfa_exempt=False)
+        return peer._replace(fault=Refusal.NOT_GUARDED) if self.barred(peer) else peer
 
     def _put(self, peer: Peer) -> Iterable[ChangeBody]:
-        """A device whose key was changed comes with its new one only: the prefix's old owner has to go."""
+        """A device whose key was changed comes with its new one only: the prefix's old owner has to go.
+
+        It is refused and not forgotten, for it may be told of next: two devices may have changed places,
+        and a session that had ended for it could not begin again.
+        """
         key = peer.public_key
         if peer.fault is None:
-            owners = {self._owners.get(prefix, key) for prefix in peer.allowed_ips} - {key}
-            yield from self._gone(sorted(owners))
+            taken = set(peer.allowed_ips)
+            for owner in sorted({self._owners.get(prefix, key) for prefix in taken} - {key}):
+                held = self.peers[owner]
+                left = tuple(prefix for prefix in held.allowed_ips if prefix not in taken)
+                yield self._list(held._replace(allowed_ips=left, fault=Refusal.PREFIX_CLAIMED))
+        yield self._list(peer)
+
+    def _list(self, peer: Peer) -> PeerUpserted:
+        key = peer.public_key
         self._disown(key)
         self.peers[key] = peer
         self._owners.update(dict.fromkeys(peer.allowed_ips, key))
-        yield PeerUpserted(peer)
+        return PeerUpserted(peer)
 
     def _gone(self, keys: Iterable[PublicKey]) -> Iterable[ChangeBody]:
         for key in keys:

@@ -16,7 +16,7 @@ import structlog
 from agent.core.backoff import Backoff
 from agent.core.defguard import channel
 from agent.core.defguard.client import Connection, DefguardClient
-from agent.core.defguard.feed import QUIET, Feed, Report
+from agent.core.defguard.feed import Feed, Report
 from agent.core.defguard.messages import Update
 from agent.core.defguard.wire import gateway_v1_pb2 as wire
 from agent.errors import AgentError, CoreUnavailable, InvalidMessage
@@ -43,7 +43,7 @@ class DefguardSync:
         reports: Reports,
         new_feed: Callable[[], Feed],
         *,
-        quiet: float = QUIET,
+        quiet: float,
     ) -> None:
         self._client = client
         self._inbox = inbox

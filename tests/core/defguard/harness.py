@@ -13,7 +13,6 @@ from pydantic import SecretStr
 from agent.acl import Acl
 from agent.configfile import load_config
 from agent.core.defguard.connection import CalledCore, CallingCore
-from agent.core.defguard.feed import QUIET
 from agent.encoding import format_key
 from agent.errors import GuardError
 from agent.keys import Secrets
@@ -91,12 +90,13 @@ def configuration(folder: Path, core: Core, more: str = "") -> Path:
 
 @asynccontextmanager
 async def following(
-    world: World, core: Core, *, rules: Rules | None = None, quiet: float = QUIET, more: str = ""
+    world: World, core: Core, *, rules: Rules | None = None, quiet: float | None = None, more: str = ""
 ) -> AsyncIterator[Agent]:
     """An agent that follows this core, which runs; leaving the block stops the agent.
 
     ``more`` is TOML of the section [defguard].
     """
+    more += "" if quiet is None else f"\nresync_interval = {quiet}"
     config = load_config(configuration(world.folder, core, more))
     rules = rules or Rules()
     limits = Limits(max_lifetime=86_400.0, idle_timeout=300.0, connect_timeout=180.0)
@@ -105,9 +105,9 @@ async def following(
         followed: CalledCore | CallingCore
         if isinstance(core, FirstGeneration):
             secrets = Secrets(SecretStr(core.token))
-            followed = CalledCore(config, secrets, inbox, reports, rules, world.clock, quiet)
+            followed = CalledCore(config, secrets, inbox, reports, rules, world.clock)
         else:
-            followed = CallingCore(config, inbox, reports, rules, world.clock, quiet)
+            followed = CallingCore(config, inbox, reports, rules, world.clock)
         task = asyncio.create_task(followed.run())
         try:
             yield agent

@@ -152,6 +152,62 @@ def test_once_the_window_is_over_nobody_adopts_the_gateway(tmp_path: Path) -> No
     meet(tmp_path, scenario)
 
 
+def test_the_window_bounds_the_whole_adoption(tmp_path: Path) -> None:
+    async def scenario(meeting: Meeting) -> None:
+        meeting.clock.advance(WINDOW - 1)
+        async with plain(meeting) as made:
+            start = meeting.begin(made)
+            await start.read()
+            meeting.clock.advance(1)
+            asked = common.CertificateInfo(cert_hostname="g")
+            late = meeting.call(made, "GetCsr", asked, common.DerPayload, "Bearer setup")
+            assert await code_of(late) is grpc.StatusCode.FAILED_PRECONDITION
+            # Whoever holds on to it is let go of.
+            assert await code_of(start) is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    meet(tmp_path, scenario)
+
+
+def test_nobody_holds_up_an_adoption_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.core.defguard.adoption.HOLD", 0.3)
+
+    async def scenario(meeting: Meeting) -> None:
+        async with plain(meeting) as made:
+            start = meeting.begin(made, "Bearer stranger")
+            await start.read()
+            assert await code_of(start) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (await meeting.core.adopt())[-1] == "adopted"
+
+    meet(tmp_path, scenario)
+
+
+def test_an_adoption_whose_answer_core_does_not_wait_for_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = certificates.store
+
+    def slowly(folder: Path, found: Certificates) -> None:
+        time.sleep(0.4)
+        store(folder, found)
+
+    monkeypatch.setattr(certificates, "store", slowly)
+
+    async def scenario(meeting: Meeting) -> None:
+        async with plain(meeting) as made:
+            start = meeting.begin(made)
+            await start.read()
+            metadata = (("authorization", "Bearer setup"), *VERSION_2)
+            request = await meeting.core.get_csr(made, "127.0.0.1", metadata)
+            certificate = meeting.core.authority.sign(request)
+            sending = asyncio.create_task(meeting.core.send_cert(made, certificate, metadata))
+            await asyncio.sleep(0.2)
+            sending.cancel()
+            async with asyncio.timeout(10):
+                assert await meeting.adoption.adopted == certificates.load(meeting.folder)
+
+    meet(tmp_path, scenario)
+
+
 def test_a_second_start_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
     async def scenario(meeting: Meeting) -> None:
         async with plain(meeting) as made:
@@ -280,8 +336,8 @@ def test_a_certificate_before_one_was_asked_for_is_refused(tmp_path: Path) -> No
 # The files.
 
 
-def held(folder: Path) -> Certificates:
-    core = SecondGeneration(0)
+def held(folder: Path, core: SecondGeneration | None = None) -> Certificates:
+    core = core or SecondGeneration(0)
     key = certificates.make_key()
     certificate = core.authority.sign(certificates.make_request(key, "g"))
     ders = [one.public_bytes(DER) for one in (certificate, core.authority.ca, core.authority.client)]
@@ -354,9 +410,8 @@ def test_removing_leaves_what_is_somebody_elses(tmp_path: Path) -> None:
     certificates.remove(tmp_path)
 
 
-def test_two_adoptions_are_told_apart_and_one_is_itself(tmp_path: Path) -> None:
-    first, second = held(tmp_path / "a"), held(tmp_path / "b")
-    assert first.adoption != second.adoption
-    loaded = certificates.load(tmp_path / "a")
-    assert loaded is not None
-    assert loaded.adoption == first.adoption
+def test_a_core_is_the_same_however_often_it_adopts_and_another_is_not(tmp_path: Path) -> None:
+    core = SecondGeneration(0)
+    first, again, other = held(tmp_path, core), held(tmp_path, core), held(tmp_path)
+    assert first.certificate != again.certificate
+    assert first.authority == again.authority != other.authority

@@ -64,11 +64,34 @@ def test_revisions_go_up_by_one_whatever_is_told() -> None:
     assert made.whole(whole(put(1, 1)), NOW).revision == 3
 
 
-def test_the_new_owner_of_a_prefix_takes_the_old_one_away_first() -> None:
+def test_the_new_owner_of_a_prefix_has_the_old_one_refused_first() -> None:
     made = picture(put(1, 1), put(2, 2))
     changed = put(5, 5, "10.8.0.1")
-    assert bodies(made.take(PeerPut(changed), NOW)) == [PeerRemoved(key(1)), PeerUpserted(changed)]
-    assert made.peers.keys() == {key(2), key(5)}
+    refused = put(1, 1)._replace(allowed_ips=(), fault=Refusal.PREFIX_CLAIMED)
+    assert bodies(made.take(PeerPut(changed), NOW)) == [PeerUpserted(refused), PeerUpserted(changed)]
+
+
+def test_two_devices_may_change_places_and_keep_their_sessions() -> None:
+    made, state = picture(), State(None, OWN_KEY)
+    state.load(made.whole(whole(put(1, 1), put(2, 2)), NOW), NOW)
+    for number, address in ((1, "10.8.0.2"), (2, "10.8.0.1")):
+        taken = made.take(PeerPut(put(number, number, address)), NOW)
+        assert isinstance(taken, tuple)
+        for change in taken:
+            state.change(change.body, NOW)
+    assert not state.roster.refused
+    assert state.desired(NOW)[key(1)].allowed_ips == prefixes("10.8.0.2/32")
+    assert state.desired(NOW)[key(2)].preshared_key == psk(2)
+    assert not state.ends
+
+
+def test_who_is_barred_is_refused_whether_told_alone_or_with_the_whole() -> None:
+    made = picture()
+    made.barred = lambda peer: peer.public_key == key(1)
+    [one, other] = made.whole(whole(put(1, 1), put(2, 2)), NOW).peers
+    assert (one.fault, other.fault) == (Refusal.NOT_GUARDED, None)
+    [body] = bodies(made.take(PeerPut(put(1, 3)), NOW))
+    assert body.peer.fault is Refusal.NOT_GUARDED
 
 
 def test_a_peer_that_is_refused_takes_nobody_away() -> None:
@@ -145,5 +168,9 @@ def test_updates_lead_to_what_the_whole_would_have(steps: list[Step]) -> None:
     newcomer.load(Picture("e2", "7", mfa_required=False).whole(whole(*core.values()), NOW), NOW)
     wanted = {k: (w.preshared_key, w.allowed_ips) for k, w in state.desired(NOW).items()}
     assert wanted == {k: (w.preshared_key, w.allowed_ips) for k, w in newcomer.desired(NOW).items()}
-    assert made.peers == {peer.public_key: peer for peer in core.values()}
-    assert not state.roster.refused
+    # Of a device whose key was changed the old one is refused until the whole is told.
+    known = {peer.public_key for peer in core.values()}
+    assert {k: peer for k, peer in made.peers.items() if k in known} == {
+        p.public_key: p for p in core.values()
+    }
+    assert set(state.roster.refused) == made.peers.keys() - known
