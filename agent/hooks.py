@@ -36,12 +36,14 @@ _KILLED: Final = 1.0
 """Seconds in which a killed program is expected to be gone; one that waits for a dead disk may not be."""
 _SHOWN: Final = 1000
 """Characters of a command's output that are told, the last ones."""
-_READ: Final = 4096
+_KEPT: Final = 4096
 """Bytes of it that are kept."""
+_PIPE: Final = 1 << 16
+"""Bytes that a pipe holds (pipe(7)), and that are read of it before it is somebody else's turn."""
 _PERCENT: Final = re.compile(r"%([%i])")
 # What `wg showconf` and UAPI print, public keys among them: they can't be told apart.
 _KEYS: Final = re.compile(r"[A-Za-z0-9+/]{43}=|\b[0-9A-Fa-f]{64}\b")
-# Systemd's words with the agent alone, and where its secrets are.
+# What systemd has to say to the agent alone, and where its secrets are.
 _NOT_FOR_COMMANDS: Final = frozenset(
     {"CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID"}
 )
@@ -130,8 +132,8 @@ class Hooks:
             return True
         if link != self._link:
             self._begin(link)
-        if self._waiting and self._task is None and clock.monotonic() >= self._again_at:
-            self._task = asyncio.create_task(self._work_off(), name="hooks")
+        if clock.monotonic() >= self._again_at:
+            self._go_on()
         if self._failure is not None:
             raise DeviceError(
                 f"{self._interface} stays down: {self._failure.command} {self._failure.reason}",
@@ -145,8 +147,7 @@ class Hooks:
             return
         self._was_up = self._link
         self._waiting.extend(self._commands[When.POST_UP])
-        if self._waiting:
-            self._task = asyncio.create_task(self._work_off(), name="hooks")
+        self._go_on()
 
     def _begin(self, link: int) -> None:
         """The life of a link begins. If one was up before it, that has gone without its ``post_down``."""
@@ -162,18 +163,24 @@ class Hooks:
         self._waiting.clear()
         self._failure, self._again_at = None, 0.0
 
+    def _go_on(self) -> None:
+        if self._waiting and self._task is None:
+            self._task = asyncio.create_task(self._work_off(), name="hooks")
+            # Also of a task that is cancelled before it has begun.
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        self._done()
+
     async def _work_off(self) -> None:
-        try:
-            while self._waiting:
-                failure = await self._run_and_tell(self._waiting[0])
-                if failure is not None and failure.command.when is When.PRE_UP:
-                    self._failure, self._again_at = failure, clock.monotonic() + AGAIN
-                    return
-                self._failure = None
-                self._waiting.popleft()
-        finally:
-            self._task = None
-            self._done()
+        while self._waiting:
+            failure = await self._run_and_tell(self._waiting[0])
+            if failure is not None and failure.command.when is When.PRE_UP:
+                self._failure, self._again_at = failure, clock.monotonic() + AGAIN
+                return
+            self._failure = None
+            self._waiting.popleft()
 
     async def close(self) -> None:
         """Give what is under way a moment, then end it."""
@@ -245,8 +252,8 @@ async def run(command: Command, limit: float, own: Mapping[str, str]) -> Failure
         )
     except OSError as error:
         return Failure(command, f"can't be started: {error.strerror}")
-    except ValueError:
-        return Failure(command, "can't be started: its words are no text that the system knows")
+    except Exception as error:  # noqa: BLE001 words that are no text, no thread to wait in: it has not run
+        return Failure(command, f"can't be started: {error}")
     finally:
         tail.listen()
     try:
@@ -269,7 +276,7 @@ def _ended(status: int) -> str:
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_KILLED):
@@ -304,13 +311,14 @@ class _Tail:
         return _KEYS.sub("(redacted)", " ".join(words))[-_SHOWN:]
 
     def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._open:
-                chunk = os.read(self._read_end, _READ)
-                if not chunk:
-                    asyncio.get_running_loop().remove_reader(self._read_end)
-                    os.close(self._read_end)
-                    self._open = False
-                kept = self._kept + chunk
-                self._cut |= len(kept) > _READ
-                self._kept = kept[-_READ:]
+        try:
+            chunk = os.read(self._read_end, _PIPE) if self._open else b""
+        except BlockingIOError:
+            return
+        if not chunk and self._open:
+            asyncio.get_running_loop().remove_reader(self._read_end)
+            os.close(self._read_end)
+            self._open = False
+        kept = self._kept + chunk
+        self._cut |= len(kept) > _KEPT
+        self._kept = kept[-_KEPT:]

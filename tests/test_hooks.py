@@ -99,7 +99,7 @@ def test_a_command_that_cannot_be_started_is_told_with_the_reason(tmp_path: Path
 
     assert reason("no-such-program") == "can't be started: No such file or directory"
     assert reason(str(plain)) == "can't be started: Permission denied"
-    assert reason("true", "\ud800") == "can't be started: its words are no text that the system knows"
+    assert reason("true", "\ud800").startswith("can't be started: 'utf-8' codec can't encode")
 
 
 def test_a_command_that_is_killed_by_somebody_is_told_with_the_signal() -> None:
@@ -132,6 +132,21 @@ def test_what_a_command_leaves_running_is_neither_waited_for_nor_killed(tmp_path
     asyncio.run(scenario())
 
 
+def test_a_talkative_command_leaves_others_their_turn() -> None:
+    async def work() -> None:
+        commands = Hooks(section(pre_down=[["yes"]], timeout=1), "wg0")
+        running = asyncio.create_task(commands.run(When.PRE_DOWN))
+        longest, last = 0.0, time.monotonic()
+        while not running.done():
+            await asyncio.sleep(0.01)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        (failure,) = running.result()
+        assert failure.reason == "took longer than 1 s and was killed"
+        assert longest < 0.5
+
+    asyncio.run(work())
+
+
 def test_of_much_output_the_end_is_told() -> None:
     said = output("sh", "-c", "seq 1 200000; exit 1")
 
@@ -151,7 +166,7 @@ def test_keys_are_told_in_no_form_and_no_part() -> None:
 @pytest.mark.parametrize("left", [1, 20, 43])
 def test_of_a_key_that_the_end_of_the_output_begins_in_nothing_is_told(left: int) -> None:
     key = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
-    code = f"print('{key}' + ' ' * {hooks._READ - left - len('end ')} + 'end'); raise SystemExit(1)"
+    code = f"print('{key}' + ' ' * {hooks._KEPT - left - len('end ')} + 'end'); raise SystemExit(1)"
 
     assert output(*python(code)) == "end"
 
@@ -262,6 +277,16 @@ def test_commands_run_once_in_the_life_of_a_link(up: Up) -> None:
     scenario(up, work)
 
 
+def test_an_interface_that_is_taken_down_does_not_wait_for_its_post_up(up: Up) -> None:
+    up.lists["post_up"] = [["sleep", "1"]]
+
+    async def work() -> None:
+        await up.comes_up(7)
+        assert up.hooks.may_come_up(7) is True
+
+    scenario(up, work)
+
+
 @pytest.mark.parametrize("found", [False, True])
 def test_a_link_that_was_up_and_is_made_again_gets_post_down_first(up: Up, *, found: bool) -> None:
     before = [] if found else ["pre_up", "post_up"]
@@ -345,6 +370,31 @@ def test_commands_for_a_link_that_has_gone_do_not_hold_up_the_next(up: Up) -> No
         assert gone(first)
         await asyncio.to_thread(until, lambda: pid.exists() and pid.read_text(), 5)
         up.hooks.found_up(9)
+
+    scenario(up, work)
+
+
+def test_a_link_that_goes_before_its_commands_have_begun_does_not_hold_up_the_next(up: Up) -> None:
+    async def work() -> None:
+        assert up.hooks.may_come_up(7) is False
+        assert up.hooks.may_come_up(8) is False
+        await up.comes_up(8)
+        await up.has_run("pre_up", "post_up")
+
+    scenario(up, work)
+
+
+def test_a_pre_up_that_cannot_be_run_for_whatever_reason_keeps_the_interface_down(
+    up: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no thread can be started")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", broken)
+
+    async def work() -> None:
+        with pytest.raises(DeviceError, match="can't be started: no thread can be started"):
+            await up.comes_up(7)
 
     scenario(up, work)
 

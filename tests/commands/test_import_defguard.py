@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agent.__main__ import main
 from agent.commands.defguard_options import VARIABLES, carry_over
+from agent.commands.import_defguard import _lines
 from agent.commands.tomltext import TomlValue, toml_value
 from agent.config import Config, Hooks
 from agent.configfile import load_config
@@ -567,6 +568,32 @@ def test_a_value_is_read_back_as_it_was_written(value: Any) -> None:
 
     assert tomllib.loads(f"key = {text}") == {"key": value}
     assert "\n" not in text
+
+
+OPTIONS = sorted({*VARIABLES.values(), "name", "pidfile", "use_syslog", "x"} - {"grpc_url"})
+VALUES = st.text() | st.integers(-10, 70_000) | st.booleans() | st.lists(st.text(max_size=3), max_size=2)
+LIKELY = st.sampled_from(
+    ["true", "0", "50066", "debug", "10.0.0.1", "::1", "wg1", "/etc/x", "sh -c 'a'", "%i"]
+)
+
+
+@given(st.dictionaries(st.sampled_from(OPTIONS), VALUES | LIKELY))
+def test_whatever_the_options_are_what_is_printed_is_a_configuration(
+    tmp_path_factory: pytest.TempPathFactory, options: dict[str, object]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    draft = carry_over(
+        {**options, "grpc_url": "https://core.example.com/"} if "token" in options else options
+    )
+
+    path.write_text("\n".join(_lines(draft, ["x"])), newline="\n")
+
+    config = load_config(path)
+    assert config.core.protocol == "defguard"
+    # Each option is carried over, left to the operator, or named with the reason.
+    told = " ".join((*draft.todo, *draft.left, path.read_text()))
+    for option in options.keys() & {"name", "pidfile", "use_syslog", "x"}:
+        assert options[option] == "" or option in told
 
 
 def test_check_takes_what_was_printed(imports: Import, tmp_path: Path) -> None:
