@@ -47,20 +47,23 @@ class _Kept(msgspec.Struct, forbid_unknown_fields=True):
     """The file's content."""
 
     acl: Acl | None
+    networks: tuple[Prefix, ...] = ()
+    """Those that are masqueraded."""
     version: Literal[1] = 1
 
 
 class AclFirewall:
     """The ``AccessRules`` of ``agent.ports``, over nftables; every method raises GuardError.
 
-    ``networks`` are the VPN's own prefixes, of which every call sees those of its time. With ``enabled``
-    off core's rules are ignored, and ``masquerade`` alone counts. ``nft`` is for tests.
+    ``networks`` gives the VPN's own prefixes as they are at each call, None while they are not known: those
+    before then stay. With ``enabled`` off core's rules are ignored, and ``masquerade`` alone counts. ``nft``
+    is for tests.
     """
 
     def __init__(
         self,
         interface: str,
-        networks: Callable[[], Collection[Prefix]],
+        networks: Callable[[], Collection[Prefix] | None],
         state_file: Path,
         *,
         enabled: bool = True,
@@ -84,6 +87,8 @@ class AclFirewall:
         """What was put in force last, None for no table."""
         self._kept: bytes | None = None
         """The file's content, as far as it is of use; None if there is no file."""
+        self._unkept = False
+        """Whether the file could not be written, which was said."""
         self._masqueraded: frozenset[Prefix] = frozenset()
         self._ignoring = False
         self._awake = asyncio.Event()
@@ -91,7 +96,7 @@ class AclFirewall:
         self._deaf = False
 
     async def start(self) -> None:
-        """Put in force what was when the host went down; nothing if that is nothing.
+        """Put in force what was when the agent or the host went down; nothing if that is nothing.
 
         A file that can't be read closes the way for all peers until core says what passes. After a
         failure ``keep`` goes on trying.
@@ -100,9 +105,10 @@ class AclFirewall:
         self._awake.set()
 
     async def put(self, acl: Acl | None) -> None:
-        """Have these in force, or none (None), and remember them; returns once both is done.
+        """Have these in force, or none (None), and remember them; on failure what was in force stays.
 
-        If the first fails, what was in force stays; if the second does, these are in force all the same.
+        If they can only not be remembered, that is logged, and tried again: it must not keep core from
+        being heard.
         """
         if acl is not None and not self._enabled:
             if not self._ignoring:
@@ -155,7 +161,10 @@ class AclFirewall:
         self._hear_nothing()
 
     def _now_masqueraded(self) -> frozenset[Prefix]:
-        return frozenset(self._networks()) if self._masquerade else frozenset()
+        if not self._masquerade:
+            return frozenset()
+        networks = self._networks()
+        return self._masqueraded if networks is None else frozenset(networks)
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await self._worker.do(work)
@@ -202,19 +211,24 @@ class AclFirewall:
     # In the worker thread.
 
     def _start(self, networks: frozenset[Prefix]) -> None:
-        self._acl = self._recall()
+        kept = self._recall()
+        if self._enabled:
+            self._acl = kept.acl
+        if kept.networks and self._masquerade:
+            # Core's, perhaps, which are in the journal, and that has not been read yet.
+            networks = frozenset(kept.networks)
         if self._acl is None and not self._masquerade and self._kept is None:
             # There was never anything to put in force: nftables is not even opened.
             return
-        self._due = True
+        self._due, self._masqueraded = True, networks
         self._enforce(self._acl, networks)
         if self._acl is not _SHUT:
-            self._note_down(self._acl)
+            self._note_down()
 
     def _put(self, acl: Acl | None, networks: frozenset[Prefix]) -> None:
         self._enforce(acl, networks)
         self._acl = acl
-        self._note_down(acl)
+        self._note_down()
 
     def _enforce(self, acl: Acl | None, networks: frozenset[Prefix]) -> None:
         try:
@@ -227,12 +241,6 @@ class AclFirewall:
         self._have(table, self._list())
         self._masqueraded, self._due = networks, False
 
-    def _note_down(self, acl: Acl | None) -> None:
-        if acl is None and not self._masquerade:
-            self._forget()
-        else:
-            self._remember(acl)
-
     def _mend(self, networks: frozenset[Prefix]) -> list[str]:
         """Have in force what is to be; return how somebody else has changed what was."""
         wanted = access_table(self._interface, self._acl, networks, self._priority)
@@ -244,7 +252,10 @@ class AclFirewall:
         if before is not None:
             drift = ["it is gone"] if held is None else nftlist.acl_faults(held, before)
         self._have(wanted, held)
-        self._masqueraded, self._due = networks, False
+        if self._unkept or networks != self._masqueraded:
+            self._masqueraded = networks
+            self._note_down()
+        self._due = False
         return drift
 
     def _have(self, table: AclTable | None, held: Listing | None) -> None:
@@ -288,55 +299,56 @@ class AclFirewall:
             )
         return listing
 
-    def _recall(self) -> Acl | None:
-        """Return what the file holds, None if there is none; one that is damaged closes the way."""
+    def _recall(self) -> _Kept:
+        """Return what the file holds, nothing if there is none; one that is damaged closes the way."""
         try:
             self._kept = self._file.read_bytes()
-            acl = msgspec.json.decode(self._kept, type=_Kept).acl
-            access_table(self._interface, acl)
+            kept = msgspec.json.decode(self._kept, type=_Kept)
+            access_table(self._interface, kept.acl, kept.networks)
         except FileNotFoundError:
-            return None
+            return _Kept(None)
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             self._kept = b""
-            if not self._enabled:
-                return None
-            _log.error(
-                "the access rules that were kept can't be read: nothing passes until core says what does",
-                file=str(self._file),
-                error=str(error),
-            )
-            return _SHUT
-        return acl if self._enabled else None
+            if self._enabled:
+                _log.error(
+                    "kept access rules can't be read: nothing passes until core says what does",
+                    file=str(self._file),
+                    error=str(error),
+                )
+            return _Kept(_SHUT)
+        return kept
 
-    def _remember(self, acl: Acl | None) -> None:
-        content = msgspec.json.encode(_Kept(acl))
+    def _note_down(self) -> None:
+        """Have the file say what is in force; a failure is told once, and the next call tries again."""
+        try:
+            if self._acl is None and not self._masquerade:
+                self._file.unlink(missing_ok=True)
+                self._kept = None
+            else:
+                self._write(msgspec.json.encode(_Kept(self._acl, tuple(sorted(self._masqueraded)))))
+        except OSError as error:
+            if not self._unkept:
+                _log.error(
+                    "access rules are in force, but not kept: a reboot brings others until core is there",
+                    file=str(self._file),
+                    error=error.strerror,
+                )
+            self._unkept = True
+        else:
+            self._unkept = False
+
+    def _write(self, content: bytes) -> None:
         if content == self._kept:
             return
         fresh = self._file.with_name(f"{self._file.name}.new")
-        try:
-            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self._file)
-            _sync(self._file.parent)
-        except OSError as error:
-            raise GuardError(
-                f"access rules are in force, but can't be kept in {self._file}: {error.strerror}",
-                "see to the disk: after a reboot they would not stand",
-            ) from None
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._file)
+        _sync(self._file.parent)
         self._kept = content
-
-    def _forget(self) -> None:
-        try:
-            self._file.unlink(missing_ok=True)
-        except OSError as error:
-            raise GuardError(
-                f"{self._file} can't be removed: {error.strerror}",
-                "remove it: after a reboot the access rules in it would stand again",
-            ) from None
-        self._kept = None
 
 
 def _sync(folder: Path) -> None:

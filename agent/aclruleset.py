@@ -200,8 +200,10 @@ def _masqueraded(networks: Iterable[Prefix]) -> Iterator[Line]:
     """Yield a rule for each IP version; a network of all addresses is nobody's own, and is left out."""
     ranges: dict[int, list[AddressRange]] = {4: [], 6: []}
     for packed, length in networks:
+        version = _version(packed)
+        if not 0 <= length <= _BITS[version]:
+            raise ValueError("a network's length is none")
         if length:
-            version = _version(packed)
             rest = (1 << (_BITS[version] - length)) - 1
             last = (int.from_bytes(packed, "big") | rest).to_bytes(len(packed), "big")
             ranges[version].append(AddressRange(packed, last))

@@ -182,11 +182,13 @@ class _Daemon:
         core: Core = defguard.open_core(config, self._secrets, self._reconciler, reports, self._acl)
         return core
 
-    def _vpn_networks(self) -> frozenset[Prefix]:
-        """The networks of the interface's addresses: core's, or else the configuration's."""
+    def _vpn_networks(self) -> frozenset[Prefix] | None:
+        """The networks of the interface's addresses, core's or else the configuration's; None: not known."""
         addresses = self._state.interface.addresses
         if addresses is None:
             addresses = self._config.interface.addresses
+            if not addresses and self._state.epoch is None:
+                return None
         return frozenset(map(network_of, addresses))
 
     def _keep_key(self, private_key: bytes) -> None:

@@ -65,9 +65,13 @@ class HeldChain:
 
 @dataclass(slots=True)
 class Listing:
-    """The table as nft lists it, without elements. ``owned`` tells by its comment whether it is ours."""
+    """The table as nft lists it, without elements. ``owned`` tells by its comment whether it is ours.
+
+    ``dormant``: somebody has switched it off, and nothing of it is in force.
+    """
 
     owned: bool = False
+    dormant: bool = False
     sets: set[PrefixSet] = field(default_factory=set)
     has_lease: bool = False
     broken_sets: list[str] = field(default_factory=list)
@@ -82,7 +86,8 @@ class Listing:
 
     def faults(self, interface: str, *, leased: bool) -> list[str]:
         """Return what is missing or foreign in sets, chains and rules, in words."""
-        faults = [f"the set {name} is not as the agent made it" for name in self.broken_sets]
+        faults = ["the table is dormant"] if self.dormant else []
+        faults += [f"the set {name} is not as the agent made it" for name in self.broken_sets]
         if not self.has_lease and LEASE_SET not in self.broken_sets:
             faults.append(f"the set {LEASE_SET} is gone")
         faults += [f"the set {one} is gone" for one in sorted(ALWAYS - self.sets)]
@@ -169,6 +174,8 @@ def parse(text: str) -> Listing:
         match line.split():
             case ["comment", *_]:
                 listing.owned |= line.strip() == f'comment "{OWNER}"'
+            case ["flags", "dormant"]:
+                listing.dormant = True
             case ["set", name, "{"]:
                 _parse_set(listing, name, lines)
             case ["chain", name, "{"]:
@@ -278,6 +285,7 @@ def mend(interface: str, held: Listing, sets: Iterable[PrefixSet], *, leased: bo
     wrong = [c for c in BASE if c in held.chains and held.chains[c].hook != _hook(interface, c)]
     lacking = [c for c in BASE if c not in held.chains or c in wrong]
     return [
+        f'add table {name} {{ comment "{OWNER}"; }}',  # which wakes a dormant one
         f"add set {name} {LEASE_SET} {{ type ifname; timeout 1s; }}",
         *(add_set(interface, one) for one in sets if one not in held.sets),
         *(f"flush chain {name} {chain}" for chain in held.chains),
@@ -290,7 +298,8 @@ def mend(interface: str, held: Listing, sets: Iterable[PrefixSet], *, leased: bo
 
 def acl_faults(held: Listing, table: AclTable) -> list[str]:
     """Return what is missing or foreign in the table of access rules, in words."""
-    faults = [f"the chain {name} is not hooked in where it should be" for name in _acl_wrong(held, table)]
+    faults = ["the table is dormant"] if held.dormant else []
+    faults += [f"the chain {name} is not hooked in where it should be" for name in _acl_wrong(held, table)]
     slot = acl_slot(held, table)
     expected = table.over(held.chains).base(slot) | table.aside(slot)
     for name, lines in expected.items():

@@ -31,6 +31,7 @@ from agent.nftlist import HeldChain, Hook, Listing, acl_change, acl_faults, pars
 from agent.ruleset import OWNER, table_name
 
 GRE = 47
+OPEN = Acl(Verdict.ACCEPT)
 
 
 def addresses(*texts: str) -> tuple[AddressRange, ...]:
@@ -148,7 +149,7 @@ def test_a_network_of_all_addresses_is_not_masqueraded() -> None:
 
 def test_nothing_to_hold_is_no_table() -> None:
     assert access_table("wg0", None) is None
-    assert access_table("wg0", Acl(Verdict.ACCEPT)) is not None
+    assert access_table("wg0", OPEN) is not None
 
 
 @pytest.mark.parametrize(
@@ -377,6 +378,19 @@ def test_the_transactions_as_nft_gets_them() -> None:
         f"delete chain {name} access_b",
     ]
     assert remove("wg0") == [f"add table {name}", f"delete table {name}"]
+
+
+def test_a_table_that_is_switched_off_is_at_fault() -> None:
+    table = access_table("wg0", OPEN)
+    assert table is not None
+    kernel = Kernel()
+    for commands in acl_change(kernel.listing(), table):
+        kernel.run(commands)
+    listing = kernel.listing()
+    listing.dormant = True
+    assert acl_faults(listing, table) == ["the table is dormant"]
+    listed = parse(f'table {acl_table("wg0")} {{\n\tflags dormant\n\tcomment "{OWNER}"\n\n}}\n')
+    assert (listed.dormant, listed.owned) == (True, True)
 
 
 def test_a_priority_is_read_whatever_nft_calls_it() -> None:

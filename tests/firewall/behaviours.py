@@ -531,6 +531,7 @@ async def what_others_do_to_the_table_is_seen_and_mended_around_its_elements(sta
     await guard.raise_(wanted, LONG)
     name = f"inet {table_name(stand.name)}"
     faults = {
+        f"add table {name} {{ flags dormant; }}": "the table is dormant",
         f"insert rule {name} ingress accept": "the rules of the chain ingress",
         f"flush chain {name} from_exempt": "the rules of the chain from_exempt",
         f"add rule {name} to_session drop": "the rules of the chain to_session",

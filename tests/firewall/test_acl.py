@@ -55,7 +55,7 @@ class Scene(Stand):
         super().__init__(net, name)
         self.file = folder / "acl.json"
         self.client, self.answerer = Asker(self.clients), Answerer(self.server, *PORTS)
-        self.networks: list[Prefix] = [VPN4, VPN6]
+        self.networks: list[Prefix] | None = [VPN4, VPN6]
         self.rules: list[AclFirewall] = []
 
     def access(self, **options: Any) -> AclFirewall:
@@ -389,7 +389,7 @@ def test_other_networks_of_the_vpn_are_masqueraded_as_soon_as_they_are_known(
             for networks in ([VPN4], [VPN6], [VPN4, VPN6]):
                 scene.networks = networks
                 rules.refresh()
-                await until(lambda: there(scene, *map(str, scene.networks)))
+                await until(lambda: there(scene, *map(str, scene.networks or ())))
                 assert await scene.seen_as(ALICE4) == ("192.0.2.1" if VPN4 in networks else ALICE4)
                 assert await scene.seen_as(ALICE6) == ("2001:db8:2::1" if VPN6 in networks else ALICE6)
 
@@ -594,6 +594,7 @@ def test_an_interface_of_any_name_has_its_rules(judge: Callable[..., None], name
         "flush chain {table} forward_0",
         "flush chain {table} access_a",
         "flush table {table}",
+        "add table {table} {{ flags dormant; }}",
         "insert rule {table} access_a accept",
         "insert rule {table} forward_0 accept",
         "add chain {table} theirs; add rule {table} theirs drop",
@@ -820,6 +821,8 @@ def test_the_file_is_its_owners_alone_and_goes_with_the_rules(judge: Callable[..
         b'{"acl":{"default":"perhaps"},"version":1}',
         b'{"acl":{"default":"accept"},"version":2}',
         b'{"acl":{"default":"accept","rules":[{"id":1,"version":4,"verdict":"accept","ports":[[9,8]]}]},"version":1}',
+        b'{"acl":null,"networks":[["CggAAA==",-1]],"version":1}',
+        b'{"acl":null,"networks":[["CggA",16]],"version":1}',
     ],
 )
 def test_a_file_that_can_not_be_read_closes_the_way_until_core_says_otherwise(
@@ -883,16 +886,53 @@ def test_with_access_rules_off_cores_are_ignored_and_forgotten(judge: Callable[.
     judge(check)
 
 
-def test_rules_that_can_not_be_kept_are_in_force_and_said_so(judge: Callable[..., None]) -> None:
+def test_rules_that_can_not_be_kept_are_in_force_and_told_once_and_kept_later(
+    judge: Callable[..., None],
+) -> None:
     async def check(scene: Scene) -> None:
         (scene.file.parent / "acl.json.new").mkdir()
         rules = scene.access()
-        with pytest.raises(GuardError, match=r"in force, but can't be kept"):
-            await rules.put(shut_but_for(allow(ports=ports(WEB))))
+        with capture_logs() as logs:
+            for _ in range(2):
+                await rules.put(shut_but_for(allow(ports=ports(WEB))))
+        assert ["not kept" in entry["event"] for entry in logs] == [True]
         assert await scene.opened() == {WEB}
+        assert not scene.file.exists()
         (scene.file.parent / "acl.json.new").rmdir()
-        await rules.put(shut_but_for(allow(ports=ports(WEB))))
-        assert scene.file.exists()
+        async with kept(rules):
+            rules._awake.set()
+            await until(lambda: is_kept(scene))
+
+    async def is_kept(scene: Scene) -> bool:
+        return scene.file.exists()
+
+    judge(check)
+
+
+def test_a_restart_goes_on_masquerading_before_the_networks_are_known(judge: Callable[..., None]) -> None:
+    async def check(scene: Scene) -> None:
+        await scene.access(masquerade=True).start()
+        before = await scene.nft("-a", "list", "ruleset")
+        for networks in ([parse_prefix("10.77.0.0/24")], None):
+            scene.networks = networks
+            await scene.access(masquerade=True).start()
+            assert await scene.nft("-a", "list", "ruleset") == before
+        rules = scene.access(masquerade=True)
+        await rules.start()
+        async with kept(rules):
+            rules.refresh()
+            await asyncio.sleep(0.3)
+            assert await scene.nft("-a", "list", "ruleset") == before
+            scene.networks = [parse_prefix("10.77.0.0/24")]
+            rules.refresh()
+            await until(lambda: changed(scene))
+        scene.networks = None
+        await scene.nft("flush", "ruleset")
+        await scene.access(masquerade=True).start()
+        assert await changed(scene)
+
+    async def changed(scene: Scene) -> bool:
+        return "ip saddr 10.77.0.0/24 masquerade" in await scene.table()
 
     judge(check)
 
