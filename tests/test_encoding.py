@@ -10,6 +10,7 @@ from agent.encoding import (
     clean_name,
     format_key,
     format_time,
+    network_of,
     parse_interface_address,
     parse_key,
     parse_prefix,
@@ -300,3 +301,16 @@ def test_a_name_never_refuses_and_is_at_most_64_printable_characters(name: objec
 )
 def test_a_name_is_cut_and_its_control_characters_escaped(name: object, shown: str) -> None:
     assert clean_name(name) == shown
+
+
+def test_the_network_of_an_address_has_its_host_bits_cleared() -> None:
+    networks = {
+        "10.8.0.1/16": "10.8.0.0/16",
+        "10.8.77.255/31": "10.8.77.254/31",
+        "192.0.2.7": "192.0.2.7/32",
+        "192.0.2.7/0": "0.0.0.0/0",
+        "fd00:8::1/64": "fd00:8::/64",
+        "fd00:8:ffff::1/33": "fd00:8:8000::/33",
+    }
+    for address, network in networks.items():
+        assert str(network_of(parse_interface_address(address))) == network

@@ -163,9 +163,9 @@ def _steps(draft: Draft) -> Iterator[str]:
         )
     else:
         yield (
-            "in the systemd unit the agent is not root, and has its certificates in its own folder: copy "
-            f"those of defguard.cert_dir to /var/lib/wg-agent/{name}/certs and leave the key out; without "
-            "them core has to adopt the gateway again"
+            "in the systemd unit the agent is not root and can't read defguard.cert_dir: have systemd "
+            "pass the four files there on as credentials (docs/defguard.md), and leave the key out; "
+            "without them core has to adopt the gateway again"
         )
     yield f"stop and disable Defguard's gateway: two programs must not write to {name}"
     yield f"wg-agent check -i {name}, then systemctl enable --now wg-agent@{name}"

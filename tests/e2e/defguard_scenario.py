@@ -11,6 +11,19 @@ from tests.support.site import Client, until
 PATIENCE = 120.0 if EMULATED else 30.0
 
 
+ACCESS_RULES = {
+    "192.0.2.7-192.0.2.19",
+    "198.51.100.1",
+    "10.8.1.0/24",
+    "2001:db8:1::/48",
+    "443",
+    "8000-8080",
+    "192.0.2.1",
+    "established",
+    "related",
+}
+
+
 def a_users_day(site: DefguardSite) -> None:
     """Adoption, configuration, MFA, traffic, MFA anew while core was away, DELETE, core's restart, Purge."""
     [client] = site.add_clients(1)
@@ -25,6 +38,8 @@ def a_users_day(site: DefguardSite) -> None:
     assert held == format_key(PRIVATE_KEY)
     assert (site.folder / "state" / "private.key").read_text().strip() == held
     site.attach(client)
+    site.restrict()
+    until(lambda: set(site.access_rules()) >= ACCESS_RULES, PATIENCE, "the access rules")
 
     authorised(site, client)
     with ping(client) as pings:
@@ -48,7 +63,11 @@ def a_users_day(site: DefguardSite) -> None:
     site.authorise(client, psk)
     site.connect(client, psk)
     site.core_back()
-    until(lambda: site.shown()[client.public_key]["preshared_key"] == psk, PATIENCE, "the new PSK")
+    # Another session is another stay on the interface: in between there is none.
+    nothing = {"preshared_key": ""}
+    until(
+        lambda: site.shown().get(client.public_key, nothing)["preshared_key"] == psk, PATIENCE, "the new PSK"
+    )
     with ping(client) as pings:
         pings.wait_reply(PATIENCE)
         ended = time.monotonic()

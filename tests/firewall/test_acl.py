@@ -236,7 +236,7 @@ def test_a_rule_is_for_its_ports_and_protocols(
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_rule_of_one_ip_version_opens_nothing_of_the_other(
+def test_fault_13_a_rule_of_one_ip_version_opens_nothing_of_the_other(
     judge: Callable[..., None], version: int
 ) -> None:
     async def check(scene: Scene) -> None:
@@ -364,7 +364,7 @@ def test_a_binding_gives_its_sources_their_public_address(judge: Callable[..., N
     judge(check)
 
 
-def test_masquerading_is_for_the_vpns_own_networks(judge: Callable[..., None]) -> None:
+def test_fault_13_masquerading_is_for_the_vpns_own_networks(judge: Callable[..., None]) -> None:
     async def check(scene: Scene) -> None:
         rules = scene.access(masquerade=True)
         await rules.start()
@@ -452,7 +452,7 @@ BOTH = {
 
 
 @pytest.mark.parametrize("both", BOTH.values(), ids=BOTH)
-def test_a_rebuild_lets_through_what_both_allow_and_nothing_that_neither_does(
+def test_fault_13_a_rebuild_lets_through_what_both_allow_and_nothing_that_neither_does(
     judge: Callable[..., None], both: tuple[Acl, Acl]
 ) -> None:
     async def check(scene: Scene) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import inspect
 import ipaddress
 import json
 from collections.abc import AsyncIterator, Callable
@@ -47,7 +48,10 @@ class FirstGeneration:
     wire: Any = v1
 
     def __init__(self, network: int = 7) -> None:
+        self.network = network
         self.token = jwt(network)
+        self.others: dict[str, FirstGeneration] = {}
+        """Other locations of the same core, by their gateways' tokens; their own servers do not run."""
         self.configuration = v1.Configuration(name="hq", addresses=["10.8.0.1/24"], port=51820)
         self.gateways: dict[str, str] = {}
         """By hostname: known, or connected."""
@@ -152,7 +156,7 @@ class FirstGeneration:
         numbers = tuple(int(part) for part in version.split("."))
         if numbers < (1, 5, 0) or metadata.get("defguard-component-system", "").count(";") != 2:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the gateway's version is not supported")
-        if metadata.get("authorization") != self.token:
+        if metadata.get("authorization") not in {self.token, *self.others}:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "invalid token")
         if "hostname" not in metadata:
             await context.abort(grpc.StatusCode.INTERNAL, "no hostname")
@@ -164,16 +168,29 @@ class FirstGeneration:
         )
         return str(metadata["hostname"])
 
-    async def _config(self, _: v1.ConfigurationRequest, context: Any) -> v1.Configuration:
+    def _location(self, context: Any) -> "FirstGeneration":
+        """The location that the caller's token is for."""
+        token = dict(context.invocation_metadata() or ()).get("authorization")
+        return self.others.get(str(token), self)
+
+    async def _config(self, request: v1.ConfigurationRequest, context: Any) -> v1.Configuration:
+        if (location := self._location(context)) is not self:
+            return await location._config(request, context)
         gateway = await self._gateway(context)
         self.configs += 1
         self.gateways.setdefault(gateway, "known")
         answer = v1.Configuration()
         answer.CopyFrom(self.configuration)
-        self.at_config()
+        doing = self.at_config()
+        if inspect.isawaitable(doing):
+            await doing
         return answer
 
     async def _updates(self, _: Empty, context: Any) -> AsyncIterator[v1.Update]:
+        if (location := self._location(context)) is not self:
+            async for update in location._updates(_, context):
+                yield update
+            return
         metadata = dict(context.invocation_metadata() or ())
         if metadata.get("hostname") not in self.gateways:
             await context.abort(grpc.StatusCode.INTERNAL, "unknown gateway")
@@ -192,6 +209,8 @@ class FirstGeneration:
                 self.gateways[gateway] = "known"
 
     async def _stats(self, updates: AsyncIterator[v1.StatsUpdate], context: Any) -> Empty:
+        if (location := self._location(context)) is not self:
+            return await location._stats(updates, context)
         await self._gateway(context)
         async for update in updates:
             if update.WhichOneof("payload") != "peer_stats":
@@ -288,6 +307,10 @@ class SecondGeneration:
         self.told: list[v2.PeerStats] = []
         self.requests: list[str] = []
         """What the gateway sent on streams, in its order."""
+        self.early = 0
+        """Reports that came before the gateway had its configuration."""
+        self.config_takes = 0.0
+        """Seconds until the request for the configuration is answered."""
         self.metadata = VERSION_2
         self.redial = 0.2
         """Seconds until the gateway is dialled again; ten in life."""
@@ -399,21 +422,15 @@ class SecondGeneration:
         )(metadata=self.metadata)
         queue: asyncio.Queue[v2.CoreResponse] = asyncio.Queue()
         writing: asyncio.Task[None] | None = None
-        configured = False
         try:
             async for request in call:
                 kind = request.WhichOneof("payload")
                 self.requests.append(kind)
-                if kind == "config_request" and not configured:
-                    configured = True
-                    answer = v2.CoreResponse(id=self._next())
-                    answer.config.CopyFrom(self.configuration)
-                    self._queue = queue
-                    await call.write(answer)
-                    writing = asyncio.create_task(_write(call, queue))
-                    self.streams += 1
-                    self.connected.set()
-                elif kind == "peer_stats" and configured and _is_endpoint(request.peer_stats.endpoint):
+                if kind == "config_request" and writing is None:
+                    writing = asyncio.create_task(self._answer(call, queue))
+                elif kind == "peer_stats" and self._queue is not queue:
+                    self.early += 1
+                elif kind == "peer_stats" and _is_endpoint(request.peer_stats.endpoint):
                     copy = v2.PeerStats()
                     copy.CopyFrom(request.peer_stats)
                     self.told.append(copy)
@@ -421,6 +438,18 @@ class SecondGeneration:
             if writing is not None:
                 writing.cancel()
             call.cancel()
+
+    async def _answer(self, call: Any, queue: "asyncio.Queue[v2.CoreResponse]") -> None:
+        """Send the configuration, then what happens from then on."""
+        await asyncio.sleep(self.config_takes)
+        answer = v2.CoreResponse(id=self._next())
+        answer.config.CopyFrom(self.configuration)
+        self._queue = queue
+        await call.write(answer)
+        self.streams += 1
+        self.connected.set()
+        while True:
+            await call.write(await queue.get())
 
     async def purge(self) -> None:
         """The gateway was deleted in core."""
@@ -460,8 +489,3 @@ class SecondGeneration:
         kept = [peer for peer in self.configuration.peers if peer.pubkey != pubkey]
         del self.configuration.peers[:]
         self.configuration.peers.extend(kept)
-
-
-async def _write(call: Any, queue: "asyncio.Queue[v2.CoreResponse]") -> None:
-    while True:
-        await call.write(await queue.get())

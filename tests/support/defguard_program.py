@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import grpc
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 
 from tests.support.defguard_core import FirstGeneration, SecondGeneration
 
@@ -45,6 +45,13 @@ class Program:
                 getattr(self.core.configuration, name)[:] = value
             else:
                 setattr(self.core.configuration, name, value)
+
+    async def firewall(self, rules: dict[str, Any]) -> None:
+        """Have these access rules, a FirewallConfig as protobuf's JSON."""
+        update = self.core.wire.Update(update_type=1 if isinstance(self.core, FirstGeneration) else 2)
+        ParseDict(rules, update.firewall_config)
+        self.core.configuration.firewall_config.CopyFrom(update.firewall_config)
+        self.core.push(update)
 
     async def create(self, **members: Any) -> None:
         self.core.create(self.core.wire.Peer(**members))

@@ -108,6 +108,47 @@ class DefguardSite(Site):
         else:
             self.do("dial")
 
+    def restrict(self) -> None:
+        """Core has access rules: of everything that nftables has to keep for them one."""
+        allow, deny = (
+            ("ALLOW", "DENY")
+            if self.generation == 1
+            else (
+                "FIREWALL_POLICY_ALLOW",
+                "FIREWALL_POLICY_DENY",
+            )
+        )
+        versions = ("IPV4", "IPV6") if self.generation == 1 else ("IP_VERSION_IPV4", "IP_VERSION_IPV6")
+        sources = ([{"ip": "10.8.0.5"}, {"ip_subnet": "10.8.1.0/24"}], [{"ip": "fd00::5"}])
+        destinations = (
+            [{"ip_range": {"start": "192.0.2.7", "end": "192.0.2.19"}}, {"ip": "198.51.100.1"}],
+            [{"ip_subnet": "2001:db8:1::/48"}],
+        )
+        rules = [
+            {
+                "id": 132,
+                "ip_version": version,
+                "source_addrs": by,
+                "destination_addrs": to,
+                "destination_ports": [{"single_port": 443}, {"port_range": {"start": 8000, "end": 8080}}],
+                "protocols": [6, 17],
+                "verdict": allow,
+                "comment": 'staff "Berlin"',
+            }
+            for version, by, to in zip(versions, sources, destinations, strict=True)
+        ]
+        snat = [{"id": 5, "source_addrs": [{"ip": "10.8.0.5"}], "public_ip": "192.0.2.1"}]
+        self.do("firewall", rules={"default_policy": deny, "rules": rules, "snat_bindings": snat})
+
+    def access_rules(self) -> list[str]:
+        """Return the words of the kernel's table of access rules."""
+        tables = self.gateway.run("nft", "list", "tables").stdout.split()
+        name = next((word for word in tables if word.startswith("wg_agent.acl_")), None)
+        if name is None:
+            return []
+        listed = self.gateway.run("nft", "list", "table", "inet", name).stdout
+        return listed.replace("{", " ").replace("}", " ").replace(",", " , ").split()
+
     def authorise(self, client: Client, psk: str) -> None:
         """The client's user has finished MFA, and core has made this PSK."""
         peer = {"pubkey": client.public_key, "allowed_ips": [client.address], "keepalive_interval": 25}

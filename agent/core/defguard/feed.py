@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -30,6 +30,9 @@ from agent.model import Change, Now, PeerStats, RefusedPeer, SessionPolicy, Snap
 from agent.ports import AccessRules, Inbox, Outcome, Reports, Verdict
 
 STATS_LIMIT: Final = 1_000
+T = TypeVar("T")
+_PULSE: Final = 5.0
+"""Seconds between two looks at whether core is still there."""
 _log = structlog.get_logger()
 
 
@@ -200,6 +203,40 @@ class Feed:
             latest_handshake=peer.latest_handshake,
             allowed_ips="" if listed is None else ",".join(map(str, listed.allowed_ips)),
         )
+
+
+async def batches(
+    queue: asyncio.Queue[T], inbox: Inbox, reporting: asyncio.Task[None], quiet: float
+) -> AsyncGenerator[list[T], None]:
+    """Yield what has come together, and an empty list every few seconds in which nothing has.
+
+    Ends once only the whole can help: somebody wants it, or nothing has come for ``quiet`` seconds. Raises
+    what ``reporting`` has failed with.
+    """
+    loop = asyncio.get_running_loop()
+    heard_at = loop.time()
+    getting = asyncio.create_task(queue.get())
+    wanted = asyncio.create_task(inbox.pull_wanted.wait())
+    try:
+        while (left := heard_at + quiet - loop.time()) > 0 and not inbox.pull_wanted.is_set():
+            await asyncio.wait(
+                {getting, wanted, reporting},
+                timeout=min(_PULSE, left),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if reporting.done():
+                reporting.result()
+            told: list[T] = []
+            if getting.done():
+                heard_at = loop.time()
+                told.append(getting.result())
+                while not queue.empty():
+                    told.append(queue.get_nowait())
+                getting = asyncio.create_task(queue.get())
+            yield told
+    finally:
+        getting.cancel()
+        wanted.cancel()
 
 
 def _last_of_each(told: Sequence[Update | InvalidMessage]) -> list[Update | InvalidMessage]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -17,7 +18,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from agent.core.defguard import channel
 from agent.core.defguard.certificates import Certificates, serial_of
-from agent.core.defguard.feed import Feed, Report
+from agent.core.defguard.feed import Feed, Report, batches
 from agent.core.defguard.messages import Configuration, Update, read_configuration, read_update
 from agent.core.defguard.wire import gateway_v2_pb2 as wire
 from agent.errors import AgentError, CoreUnavailable, InvalidMessage
@@ -25,8 +26,6 @@ from agent.ports import Inbox, Reports
 
 _SERVICE: Final = "defguard.gateway.v2.Gateway"
 _OLDEST: Final = (2, 0, 0)
-_PULSE: Final = 5.0
-"""Seconds between two signs that the connection lives: pings would have ended it."""
 _FIRST: Final = 30.0
 """Seconds that core has to answer the request for its configuration."""
 _RECHECK: Final = 1.0
@@ -186,7 +185,7 @@ class GatewayService:
             await context.write(wire.CoreRequest(id=1, config_request=Empty()))
             await self._take_whole(feed, queue)
             reporting = asyncio.create_task(self._report(feed, context, writing), name="core: reports")
-            await self._take_updates(feed, queue, reporting)
+            await self._take_updates(feed, queue, reporting, context)
         finally:
             reading.cancel()
             if reporting is not None:
@@ -210,37 +209,18 @@ class GatewayService:
         await feed.whole(told)
 
     async def _take_updates(
-        self, feed: Feed, queue: asyncio.Queue[_Told | None], reporting: asyncio.Task[None]
+        self, feed: Feed, queue: asyncio.Queue[_Told | None], reporting: asyncio.Task[None], context: Any
     ) -> None:
         """Take in what comes; returns when only a new connection can help."""
-        loop = asyncio.get_running_loop()
-        heard_at = loop.time()
-        getting = asyncio.create_task(queue.get())
-        wanted = asyncio.create_task(self._inbox.pull_wanted.wait())
-        try:
-            while loop.time() - heard_at < self._quiet:
-                wait = min(_PULSE, heard_at + self._quiet - loop.time())
-                await asyncio.wait(
-                    {getting, wanted, reporting}, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED
-                )
-                if reporting.done():
-                    reporting.result()
+        async with aclosing(batches(queue, self._inbox, reporting, self._quiet)) as news:
+            async for told in news:
+                # Pings would have ended a connection that is none.
+                if context.done():
+                    raise CoreUnavailable("core closed its connection", "it dials again by itself")
                 self._answered()
-                if getting.done():
-                    heard_at = loop.time()
-                    told = [getting.result()]
-                    while not queue.empty():
-                        told.append(queue.get_nowait())
-                    getting = asyncio.create_task(queue.get())
-                    if await self._take(feed, told):
-                        self._inbox.pull_wanted.set()
-                if self._inbox.pull_wanted.is_set():
-                    _log.info("core is to send the whole again: closing its connection")
-                    return
-            _log.info("core has been quiet: it is to send the whole again", seconds=self._quiet)
-        finally:
-            getting.cancel()
-            wanted.cancel()
+                if await self._take(feed, told):
+                    self._inbox.pull_wanted.set()
+        _log.info("core is to send the whole again: closing its connection")
 
     async def _take(self, feed: Feed, told: list[_Told | None]) -> bool:
         """Take in what came together; returns whether the whole is needed."""
@@ -282,8 +262,8 @@ class GatewayService:
 
 
 async def _read_into(queue: asyncio.Queue[_Told | None], responses: AsyncIterator[bytes]) -> None:
-    """Put what core sends into the queue, and None when there is no more."""
-    with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError):
+    """Put what core sends into the queue, and None when there is no more, for whatever reason."""
+    try:
         async for raw in responses:
             try:
                 told = await asyncio.to_thread(_read, raw) if len(raw) > _LARGE else _read(raw)
@@ -291,7 +271,10 @@ async def _read_into(queue: asyncio.Queue[_Told | None], responses: AsyncIterato
                 told = error
             if told is not None:
                 queue.put_nowait(told)
-    queue.put_nowait(None)
+    except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+        pass
+    finally:
+        queue.put_nowait(None)
 
 
 def _read(raw: bytes) -> _Told | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Final, NoReturn
 
 import grpc
@@ -16,7 +17,7 @@ import structlog
 from agent.core.backoff import Backoff
 from agent.core.defguard import channel
 from agent.core.defguard.client import Connection, DefguardClient
-from agent.core.defguard.feed import Feed, Report
+from agent.core.defguard.feed import Feed, Report, batches
 from agent.core.defguard.messages import Update
 from agent.core.defguard.wire import gateway_v1_pb2 as wire
 from agent.errors import AgentError, CoreUnavailable, InvalidMessage
@@ -24,8 +25,6 @@ from agent.ports import Inbox, Reports
 
 _ATTEMPTS: Final = 3
 """Configurations asked for in a row until none was overtaken by an update."""
-_PULSE: Final = 5.0
-"""Seconds between two looks at whether core still answers pings."""
 _RECHECK: Final = 1.0
 _log = structlog.get_logger()
 
@@ -92,7 +91,7 @@ class DefguardSync:
                     await self._take_updates(core, feed, queue, reporting)
                 finally:
                     reading.cancel()
-                _log.info("core has been quiet: asking for the whole again", seconds=self._quiet)
+                _log.info("asking core for the whole again")
         finally:
             if reporting is not None:
                 reporting.cancel()
@@ -121,36 +120,13 @@ class DefguardSync:
         queue: asyncio.Queue[Update | InvalidMessage | AgentError],
         reporting: asyncio.Task[None],
     ) -> None:
-        """Take in updates as they come; returns after a time without any."""
-        loop = asyncio.get_running_loop()
-        heard_at = loop.time()
-        getting = asyncio.create_task(queue.get())
-        wanted = asyncio.create_task(self._inbox.pull_wanted.wait())
-        try:
-            while loop.time() - heard_at < self._quiet:
-                wait = min(_PULSE, heard_at + self._quiet - loop.time())
-                await asyncio.wait(
-                    {getting, wanted, reporting}, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED
-                )
-                if reporting.done():
-                    reporting.result()
-                if core.alive:
+        """Take in updates as they come; returns when the whole is to be asked for."""
+        async with aclosing(batches(queue, self._inbox, reporting, self._quiet)) as news:
+            async for told in news:
+                if told or core.alive:
                     self._answered()
-                if getting.done():
-                    heard_at = loop.time()
-                    self._answered()
-                    told = [_raise_failure(getting.result())]
-                    while not queue.empty():
-                        told.append(_raise_failure(queue.get_nowait()))
-                    getting = asyncio.create_task(queue.get())
-                    if await feed.updates(told):
-                        self._inbox.pull_wanted.set()
-                if self._inbox.pull_wanted.is_set():
-                    _log.info("asking core for the whole again")
-                    return
-        finally:
-            getting.cancel()
-            wanted.cancel()
+                if await feed.updates([_raise_failure(item) for item in told]):
+                    self._inbox.pull_wanted.set()
 
     async def _report(self, core: Connection, feed: Feed) -> None:
         """Report until the stream fails: the whole connection is then made anew, for reports may be lost."""
@@ -190,14 +166,15 @@ async def _read_into(
     queue: asyncio.Queue[Update | InvalidMessage | AgentError],
     updates: AsyncIterator[Update | InvalidMessage],
 ) -> None:
-    """Put what comes into the queue, and at the end why nothing more does."""
+    """Put what comes into the queue, and at the end why nothing more does, whatever that is."""
+    failure: AgentError = CoreUnavailable("core closed the stream of updates", "it is opened again")
     try:
         async for update in updates:
             queue.put_nowait(update)
     except grpc.aio.AioRpcError as error:
-        queue.put_nowait(channel.failure(error.code(), error.details()))
-    else:
-        queue.put_nowait(CoreUnavailable("core closed the stream of updates", "it is opened again"))
+        failure = channel.failure(error.code(), error.details())
+    finally:
+        queue.put_nowait(failure)
 
 
 def _raise_failure(item: Update | InvalidMessage | AgentError) -> Update | InvalidMessage:

@@ -146,10 +146,11 @@ def run_following(
 
 async def adopted(core: SecondGeneration) -> None:
     """Have the gateway adopted as soon as it listens."""
-    await eventually(lambda: _listens(core.port), "the gateway's port")
+    await eventually(lambda: listens(core.port), "the gateway's port")
     await core.adopt()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody does there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

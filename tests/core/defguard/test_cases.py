@@ -19,6 +19,7 @@ from tests.core.defguard.harness import (
     eventually,
     following,
     holds,
+    listens,
     make_core,
     peers,
     run_following,
@@ -84,6 +85,26 @@ def test_a_token_of_another_location_is_refused_and_said_to_be_the_fault(world: 
     asyncio.run(main())
 
 
+def test_updates_reach_only_the_gateways_of_their_location(tmp_path: Path) -> None:
+    worlds = [World(tmp_path / name) for name in ("hq", "branch")]
+    for world in worlds:
+        world.folder.mkdir()
+
+    async def main() -> None:
+        core, other = FirstGeneration(7), FirstGeneration(8)
+        core.others[other.token] = other
+        async with core.running():
+            other.port = core.port
+            async with following(worlds[0], core), following(worlds[1], other):
+                await eventually(lambda: core.gateways == other.gateways == {"gw-1": "connected"})
+                core.create(device(core, 1, 11))
+                other.create(device(other, 2, 12))
+                await holds(worlds[0], peers((1, 11)))
+                await holds(worlds[1], peers((2, 12)))
+
+    asyncio.run(main())
+
+
 def test_the_location_is_known_by_the_number_in_the_token(world: World) -> None:
     async def scenario(agent: Agent, _: Any) -> None:
         assert agent.state.location is not None
@@ -95,15 +116,36 @@ def test_the_location_is_known_by_the_number_in_the_token(world: World) -> None:
 # The second generation.
 
 
-def test_nothing_is_sent_before_the_request_for_the_configuration(world: World) -> None:
+def test_nothing_but_the_request_is_sent_before_the_configuration(world: World) -> None:
     async def scenario(agent: Agent, core: SecondGeneration) -> None:
-        assert core.requests[0] == "config_request"
+        core.create(device(core, 1, 11))
+        await holds(world, peers((1, 11)))
+        await core.stop()
+        # There is something to report by the time that core is back, and it takes its time to answer.
+        assert world.host.kernel.handshake(key(1), psk(11), "", world.clock.now)
         await agent.look()
-        await asyncio.sleep(1.5)
-        assert core.requests == ["config_request"]
-        assert core.streams == 1
+        core.config_takes = 2.0
+        core.start()
+        await eventually(lambda: core.told, "the report")
+        assert core.early == 0
+        assert core.requests == ["config_request", "config_request", "peer_stats"]
 
     second(world, scenario)
+
+
+def test_without_certificates_nothing_but_adoption_is_served(world: World) -> None:
+    async def main() -> None:
+        core = make_core(2)
+        assert isinstance(core, SecondGeneration)
+        async with following(world, core):
+            await eventually(lambda: listens(core.port))
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{core.port}") as made:
+                call: Any = made.stream_stream("/defguard.gateway.v2.Gateway/Bidi")(metadata=core.metadata)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call.read()
+                assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    asyncio.run(main())
 
 
 def test_the_agent_asks_for_the_configuration_once_a_stream(world: World) -> None:

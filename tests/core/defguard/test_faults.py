@@ -217,10 +217,11 @@ def test_fault_7_a_configuration_that_an_update_overtook_is_asked_for_again(worl
         core = FirstGeneration()
         core.configuration.peers.append(device(core, 1, 11))
 
-        def overtaken() -> None:
+        async def overtaken() -> None:
             # After the subscription, while a configuration is on its way.
             if core.configs == 2:
                 core.delete(format_key(key(1)))
+                await asyncio.sleep(0.3)
 
         core.at_config = overtaken
         async with core.running(), following(world, core) as agent:

@@ -226,7 +226,7 @@ def test_a_rule_is_read_whole(generation: Generation) -> None:
 
 
 @both
-def test_a_rule_meant_for_one_ip_version_opens_nothing_of_the_other(generation: Generation) -> None:
+def test_fault_13_a_rule_meant_for_one_ip_version_opens_nothing_of_the_other(generation: Generation) -> None:
     # What an administrator wrote with IPv4 destinations comes as two rules, the second without any.
     destinations = [address(generation, ip="10.1.1.7")]
     acl = read(

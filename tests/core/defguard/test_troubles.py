@@ -187,11 +187,12 @@ def test_what_overtook_the_configuration_ends_no_session_that_is_in_it(world: Wo
         core = FirstGeneration()
         core.configuration.peers.append(device(core, 1, 12))
 
-        def overtaken() -> None:
+        async def overtaken() -> None:
             # Older than the configuration, which has them both.
             if 2 <= core.configs <= 4:
                 core.push(core.wire.Update(update_type=2, peer=core.wire.Peer(pubkey=format_key(key(1)))))
                 core.push(core.wire.Update(update_type=0, peer=device(core, 1, 12)))
+                await asyncio.sleep(0.3)
 
         core.at_config = overtaken
         async with core.running(), following(world, core) as agent:
@@ -199,6 +200,7 @@ def test_what_overtook_the_configuration_ends_no_session_that_is_in_it(world: Wo
             await holds(world, peers((1, 12)))
             await agent.tick()
             assert agent.state.roster.refused == {}
+            assert core.configs == 4
 
     asyncio.run(main())
 
