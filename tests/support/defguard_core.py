@@ -333,6 +333,8 @@ class SecondGeneration:
                 common.LogEntry.FromString,
             )(Empty(), metadata=metadata)
             version = str(dict(await start.initial_metadata() or ()).get("defguard-component-version", ""))
+            if start.done():
+                await start.read()  # raises why it was refused
             assert version.count(".") == 2
             assert "-" not in version
             request = await self.get_csr(made, hostname, metadata)

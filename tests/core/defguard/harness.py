@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 from pydantic import SecretStr
 
 from agent.acl import Acl
@@ -145,9 +146,17 @@ def run_following(
 
 
 async def adopted(core: SecondGeneration) -> None:
-    """Have the gateway adopted as soon as it listens."""
-    await eventually(lambda: listens(core.port), "the gateway's port")
-    await core.adopt()
+    """Have the gateway adopted as soon as it can be: after a purge its port is another server's at first."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            await core.adopt()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.05)
+        else:
+            return
 
 
 def listens(port: int) -> bool:
