@@ -71,6 +71,8 @@ class AclFirewall:
         priority: int = 0,
         nft: Nft | None = None,
     ) -> None:
+        self.stands = False
+        """Whether what is to be in force has been, since the agent started."""
         self._interface = interface
         self._networks = networks
         self._file = state_file
@@ -102,6 +104,7 @@ class AclFirewall:
         failure ``keep`` goes on trying.
         """
         await self._do(partial(self._start, self._now_masqueraded()))
+        self.stands = True
         self._awake.set()
 
     async def put(self, acl: Acl | None) -> None:
@@ -119,6 +122,7 @@ class AclFirewall:
             await self._do(partial(self._put, acl, self._now_masqueraded()))
         finally:
             patience.note("access rules", clock.monotonic() - began)
+        self.stands = True
         self._awake.set()
 
     def refresh(self) -> None:
@@ -140,6 +144,7 @@ class AclFirewall:
                 failure = str(error)
                 await asyncio.sleep(_RETRY)
                 continue
+            self.stands = True
             if failure:
                 _log.info("access rules are in force again")
                 failure = ""

@@ -145,6 +145,7 @@ class _Daemon:
                 (),
                 Hooks(config.hooks, config.interface.name, self._command_ended),
                 self._keep_key,
+                lambda: self._acl.stands or not self._has_access_rules,
             ),
             journal=Journal(config.paths.state, clock.boot_id(), config.paths.runtime),
             metrics=self._metrics,
@@ -156,7 +157,7 @@ class _Daemon:
             config.interface.name,
             self._vpn_networks,
             config.acl_file,
-            enabled=config.firewall.acl,
+            enabled=self._has_access_rules,
             masquerade=config.firewall.masquerade,
             priority=config.firewall.priority,
         )
@@ -166,6 +167,11 @@ class _Daemon:
     def _command_ended(self) -> None:
         """The interface may be able to come up: at once, and not with the next tick."""
         self._reconciler.tick()
+
+    @property
+    def _has_access_rules(self) -> bool:
+        """Whether core has access rules: without them nobody new is to be let in."""
+        return self._config.firewall.acl and self._config.core.protocol == "defguard"
 
     def _open_core(self) -> Core:
         config, reports = self._config, self._reconciler.reports
@@ -235,7 +241,7 @@ class _Daemon:
         return not self._stop.is_set()
 
     async def _bring_up(self) -> None:
-        """Access rules before peers; without them no new peer is let in, but sessions have to end."""
+        """Access rules before peers; without them a link that is down stays so, but sessions have to end."""
         try:
             async with asyncio.timeout(_RULES):
                 await self._acl.start()

@@ -197,8 +197,11 @@ class Hooks:
 
     async def run(self, when: When) -> list[Failure]:
         """Run these commands, each whatever became of the one before; return what failed."""
+        task = self._task
+        self._drop()
+        if task is not None:
+            await asyncio.wait({task})
         if when is When.POST_DOWN:
-            self._drop()
             self._link = self._was_up = None
         failures = [await run(command, self._timeout, os.environ) for command in self._commands[when]]
         return [failure for failure in failures if failure is not None]
@@ -239,8 +242,9 @@ async def run(command: Command, limit: float, own: Mapping[str, str]) -> Failure
     After ``limit`` seconds, or when this is cancelled, it is killed with all that it has started, but
     for what has made itself a session of its own. Programs that it leaves running are no failure.
     """
-    tail = _Tail()
+    tail: _Tail | None = None
     try:
+        tail = _Tail()
         process = await asyncio.create_subprocess_exec(
             *command.argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -255,7 +259,8 @@ async def run(command: Command, limit: float, own: Mapping[str, str]) -> Failure
     except Exception as error:  # noqa: BLE001 words that are no text, no thread to wait in: it has not run
         return Failure(command, f"can't be started: {error}")
     finally:
-        tail.listen()
+        if tail is not None:
+            tail.listen()
     try:
         async with asyncio.timeout(limit):
             status = await process.wait()

@@ -70,6 +70,7 @@ class Keeper:
         self.writer = Writer(lambda: link.device, state.traffic.added)
         self.stuck: set[PublicKey] = set()
         """Peers that the device did not remove: tried again, each by itself, at each step."""
+        self._told_faults: set[str] = set()
         self.link_fault: DeviceError | None = None
         """Why the link does not have its settings, if it does not."""
         self._state = state
@@ -201,6 +202,8 @@ class Keeper:
         state = self._state
         if self._dismantled:
             state.dirty.clear()
+            if self._warden is not None:
+                await self._warden.settle()
             return True
         started, did_something, failures, rounds = clock.monotonic(), False, 0, 0
         todo: set[PublicKey] = set()
@@ -297,6 +300,14 @@ class Keeper:
             await self._read_again(error)
             return False
 
+    async def before_removal(self) -> None:
+        """The interface is about to be removed for good. Not within a step: commands take time."""
+        await self._link.before_removal()
+
+    async def after_removal(self) -> None:
+        """It has been removed. Not within a step."""
+        await self._link.after_removal()
+
     async def dismantle(self) -> None:
         """Remove the interface, and do without until ``build``; raises DeviceError."""
         await self._patience.wait_for(_RTNETLINK, self._link.remove())
@@ -361,11 +372,13 @@ class Keeper:
         else:
             if self._settings == (self._state.interface, self._state.identity):
                 self.link_fault = None
+                self._told_faults.clear()
 
     def _keep_fault(self, error: DeviceError) -> None:
         if error.errno == errno.ENODEV:
             raise error
-        if str(error) != str(self.link_fault):
+        if str(error) not in self._told_faults:
+            self._told_faults.add(str(error))
             _log.error("the interface can't be set up, tried again at each tick", error=str(error))
         self.link_fault = error
 

@@ -177,6 +177,12 @@ class Link(Protocol):
         What the device itself shows (key, port, fwmark, peers) is not among it.
         """
 
+    async def before_removal(self) -> None:
+        """Run the operator's commands that come before the interface goes for good."""
+
+    async def after_removal(self) -> None:
+        """Run those that come after."""
+
     async def remove(self) -> None:
         """Remove the interface, if it is there; ``ensure`` makes it anew."""
 

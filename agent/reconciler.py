@@ -43,6 +43,7 @@ from agent.model import (
     Snapshot,
 )
 from agent.patience import Patience
+from agent.plan import CUT
 from agent.ports import Link, Outcome
 from agent.reporting import Reporting
 from agent.sessions import Limits
@@ -131,8 +132,10 @@ class Reconciler:
     def holds(self, peer: Peer) -> bool:
         """Whether this peer is listed and let in already, by the session that its entry shows."""
         state, key = self.state, peer.public_key
-        held = state.roster.peers.get(key)
-        if held is None or key in state.roster.refused or held.mfa_exempt != peer.mfa_exempt:
+        held, there = state.roster.peers.get(key), self.writer.mirror.peers.get(key)
+        if held is None or there is None or there.tenure == CUT or key in state.roster.refused:
+            return False
+        if (held.mfa_exempt, held.allowed_ips) != (peer.mfa_exempt, peer.allowed_ips):
             return False
         session = state.sessions.get(key)
         if peer.session is None or session is None:
@@ -150,9 +153,11 @@ class Reconciler:
 
     async def dismantle(self) -> None:
         """Remove the interface, of which nobody is on any more; the next state makes it anew."""
+        await self._keeper.before_removal()
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(Dismantle(answer))
         await answer
+        await self._keeper.after_removal()
 
     def heard(self) -> None:
         """Bytes came from core just now."""

@@ -36,10 +36,11 @@ class WireGuardLink:
         addresses: tuple[InterfaceAddress, ...],
         hooks: Hooks,
         keep_key: Callable[[bytes], None] = lambda _: None,
+        may_come_up: Callable[[], bool] = lambda: True,
     ) -> None:
         """``private_key`` holds until core hands out another, which ``keep_key`` stores for the next start.
 
-        It may block, and raise ConfigError.
+        It may block, and raise ConfigError. A link that is down stays so until ``may_come_up``.
         """
         self.addresses = addresses
         self.listen_port: int | None = None
@@ -48,6 +49,7 @@ class WireGuardLink:
         self._private_key = private_key
         self._hooks = hooks
         self._keep_key = keep_key
+        self._may_come_up = may_come_up
         self._device: Device | None = None
         self._made_of: tuple[frozenset[InterfaceAddress], int | None] = (frozenset(), None)
         """Addresses and MTU (None: left alone) as last configured."""
@@ -119,7 +121,7 @@ class WireGuardLink:
         link = await read_link(self._config.name)
         if link is not None and link.up:
             self._hooks.found_up(link.index)
-        elif link is not None and not self._hooks.may_come_up(link.index):
+        elif link is not None and not (self._may_come_up() and self._hooks.may_come_up(link.index)):
             return False
         await bring_up(self._config.name)
         self._up = True
@@ -146,13 +148,21 @@ class WireGuardLink:
             drift.append(Drift(DriftKind.LINK_DOWN, None, "is down"))
         return drift
 
+    async def before_removal(self) -> None:
+        """Run the operator's commands that come before the interface goes for good."""
+        await self._run(When.PRE_DOWN)
+
+    async def after_removal(self) -> None:
+        """Run those that come after."""
+        await self._run(When.POST_DOWN)
+
+    async def _run(self, when: When) -> None:
+        for failure in await self._hooks.run(when):
+            _log.error("command failed", failure=str(failure))
+
     async def remove(self) -> None:
         """Remove the interface, if it is there; ``ensure`` makes it anew."""
-        for failure in await self._hooks.run(When.PRE_DOWN):
-            _log.warning("a command failed", failure=str(failure))
-        if await remove_interface(self._config.name):
-            for failure in await self._hooks.run(When.POST_DOWN):
-                _log.warning("a command failed", failure=str(failure))
+        await remove_interface(self._config.name)
         self.addresses = ()
         self._made_of, self._up, self._index = (frozenset(), None), False, None
 

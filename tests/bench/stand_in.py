@@ -86,6 +86,12 @@ class StandInLink:
     async def drift(self) -> list[Drift]:
         return []
 
+    async def before_removal(self) -> None:
+        """No commands."""
+
+    async def after_removal(self) -> None:
+        """No commands."""
+
     async def remove(self) -> None:
         """Nothing to do."""
 

@@ -83,7 +83,7 @@ def a_users_day(site: DefguardSite) -> None:
         links = site.gateway.run("ip", "-j", "link", "show").stdout
         assert site.interface not in links
         assert site.interface not in site.gateway.run("nft", "list", "tables").stdout
-        assert not any((site.folder / "state" / "certs").iterdir())
+        assert not any((site.folder / "state" / "certs").glob("*.pem"))
         until(lambda: len(site.logged("waiting to be adopted")) == 2, PATIENCE, "the agent to listen again")
 
 

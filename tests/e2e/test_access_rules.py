@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -53,6 +54,7 @@ def test_cores_addresses_are_masqueraded_from_when_they_are_known(tmp_path: Path
 
 def test_rules_that_were_kept_are_in_force_once_the_agent_is_up_and_core_is_not(tmp_path: Path) -> None:
     with Site(tmp_path, mfa_required=False) as site:
+        of_a_defguard_core(site)
         keep(site, Acl(Verdict.DROP))
         site.core.kill()
         site.start_agent(ready=False)
@@ -61,6 +63,41 @@ def test_rules_that_were_kept_are_in_force_once_the_agent_is_up_and_core_is_not(
         keep(site, None)
         site.start_agent(ready=False)
         assert table(site) == ""
+
+
+def test_rules_that_were_kept_are_no_rules_of_another_kind_of_core(tmp_path: Path) -> None:
+    with Site(tmp_path, mfa_required=False) as site:
+        keep(site, Acl(Verdict.DROP))
+        site.start_agent()
+        assert table(site) == ""
+
+
+def test_a_link_that_is_down_stays_so_until_the_access_rules_are_in_force(tmp_path: Path) -> None:
+    with Site(tmp_path, mfa_required=False) as site:
+        of_a_defguard_core(site)
+        keep(site, Acl(Verdict.DROP))
+        name = f"wg_agent.acl_{site.interface}"
+        site.gateway.run("nft", f"add table inet {name}; add chain inet {name} theirs")
+        site.core.kill()
+        site.start_agent(ready=False)
+        until(lambda: site.logged("access rules can't be put in force"))
+        time.sleep(3)
+        assert not is_up(site)
+        site.gateway.run("nft", "delete", "table", "inet", name)
+        until(lambda: is_up(site), 20, "the link once the rules are in force")
+        assert "drop" in table(site)
+
+
+def of_a_defguard_core(site: Site) -> None:
+    """Only from a Defguard core does the agent have access rules."""
+    text = site.config.read_text()
+    site.config.write_text(text.replace("[core]\n", '[core]\nprotocol = "defguard"\ngeneration = 1\n'))
+
+
+def is_up(site: Site) -> bool:
+    """Whether the interface is up."""
+    [link] = json.loads(site.gateway.run("ip", "-j", "link", "show", site.interface).stdout)
+    return "UP" in link["flags"]
 
 
 def test_a_firewall_that_can_not_be_had_does_not_keep_the_agent_from_its_sessions(tmp_path: Path) -> None:

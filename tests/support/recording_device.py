@@ -148,6 +148,12 @@ class RecordingLink:
         host.log.append(("up", host.up))
         return host.up
 
+    async def before_removal(self) -> None:
+        """No commands."""
+
+    async def after_removal(self) -> None:
+        """No commands."""
+
     async def remove(self) -> None:
         await self._network()
         self.host.delete()

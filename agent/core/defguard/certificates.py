@@ -32,6 +32,7 @@ KEY: Final = "gateway_grpc_key.pem"
 CA: Final = "grpc_ca_cert.pem"
 CORE: Final = "core_client_cert.pem"
 FILES: Final = (KEY, CERTIFICATE, CA, CORE)
+_DELETED: Final = ".deleted-by-core"
 _SIZE: Final = 64 << 10
 _PEM: Final = serialization.Encoding.PEM
 
@@ -176,10 +177,10 @@ def take_over(folder: Path) -> Certificates | None:
     """Return, and keep in the folder, the whole set that the unit was given as systemd credentials.
 
     Each is named as its file is. So a gateway that was adopted before stays adopted: its files are root's,
-    and the agent is not. None without such a set; raises ConfigError.
+    and the agent is not. None without such a set, and where core has deleted the gateway; raises ConfigError.
     """
     given = os.environ.get("CREDENTIALS_DIRECTORY")
-    found = load(Path(given)) if given else None
+    found = load(Path(given)) if given and not (folder / _DELETED).exists() else None
     if found is not None:
         store(folder, found)
     return found
@@ -223,6 +224,7 @@ def store(folder: Path, certificates: Certificates) -> None:
                 fresh.replace(folder / name)
             finally:
                 fresh.unlink(missing_ok=True)
+        (folder / _DELETED).unlink(missing_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -231,8 +233,9 @@ def store(folder: Path, certificates: Certificates) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove all four; raises ConfigError."""
+    """Core has deleted the gateway: remove all four, and take none over again. Raises ConfigError."""
     with _writing(folder):
+        (folder / _DELETED).touch(0o600)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
 

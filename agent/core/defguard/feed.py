@@ -31,6 +31,9 @@ from agent.ports import AccessRules, Inbox, Outcome, Reports, Verdict
 
 STATS_LIMIT: Final = 1_000
 T = TypeVar("T")
+U = TypeVar("U")
+PUT: Final = 5.0
+"""Seconds that nftables may take over access rules: revocations wait for them."""
 _PULSE: Final = 5.0
 """Seconds between two looks at whether core is still there."""
 _log = structlog.get_logger()
@@ -75,22 +78,19 @@ class Feed:
         self._clock = read_clock
         self._refused: frozenset[RefusedPeer] = frozenset()
         self._kept = ""
+        self._failure = ""
+        self._due: tuple[Acl | None, InvalidMessage | None] | None = None
+        """Access rules that are not in force, and why if they can't be read."""
         # A new epoch has every live peer reported again, which core needs of a new connection.
         epoch = f"defguard-{secrets.token_hex(8)}"
         self._picture = Picture(epoch, terms.location, mfa_required=terms.mfa_required, policy=terms.policy)
 
     async def whole(self, told: Configuration) -> None:
-        """Take in a whole configuration; returns once it is in the kernel.
-
-        Raises AgentError, after whoever has to go has gone: where the access rules can't be put in force,
-        nobody is let in who is not in already.
-        """
+        """Take in a whole configuration; returns once it is in the kernel. Raises InvalidMessage."""
         self._inbox.pull_wanted.clear()
-        # Nobody is let in before the rules that hold for them.
-        failure = await self._put(told.acl, told.acl_fault)
+        # Nobody is let in before the rules that hold for them; who has to go goes in any case.
+        await self._put(told.acl, told.acl_fault)
         await self._submit(self._picture.whole(told, self._clock()))
-        if failure is not None:
-            raise failure
 
     async def nobody(self) -> None:
         """There is no location any more: everybody goes, and what holds for them."""
@@ -99,24 +99,22 @@ class Feed:
         await self._acl.put(None)
 
     async def updates(self, told: Sequence[Update | InvalidMessage]) -> bool:
-        """Take in what came together, in its order; returns whether only the whole can help now.
-
-        Raises AgentError as ``whole``.
-        """
-        now, changes = self._clock(), list[Change]()
-        failure: AgentError | None = None
-        for update in _last_of_each(told):
+        """Take in what came together, in its order; returns whether only the whole can help now."""
+        now, updates, due = self._clock(), _last_of_each(told), self._due
+        changes = self._revoked(updates, now)
+        await self._hand_over(changes)
+        for update in updates:
             if isinstance(update, InvalidMessage):
                 self._inbox.core_sent_rubbish(update)
                 self._inbox.pull_wanted.set()
                 continue
             if isinstance(update, AclPut):
                 await self._hand_over(changes)
-                failure = await self._put(update.acl) or failure
+                await self._put(update.acl, update.fault)
                 continue
-            if isinstance(update, LocationPut) and update.configuration.peers:
+            if isinstance(update, LocationPut) and self._picture.is_whole(update.configuration):
                 await self._hand_over(changes)
-                failure = await self._put(update.configuration.acl, update.configuration.acl_fault) or failure
+                await self._put(update.configuration.acl, update.configuration.acl_fault)
             taken = self._picture.take(update, now)
             if isinstance(taken, Snapshot):
                 await self._hand_over(changes)
@@ -124,23 +122,50 @@ class Feed:
             else:
                 changes += taken
         await self._hand_over(changes)
-        if failure is not None:
-            raise failure
+        if due is not None and self._due is due:
+            await self._put(*due)
         return self._picture.in_doubt or self._inbox.pull_wanted.is_set()
 
-    async def _put(self, acl: Acl | None, fault: InvalidMessage | None = None) -> AgentError | None:
-        """Have these access rules in force; why they are not, if so, and then nobody new is let in."""
+    def last_words(self, told: Sequence[object]) -> None:
+        """Revoke what was told on a connection that is over, waiting for nothing; the next tells the rest."""
+        revoked = self._revoked(_last_of_each(told), self._clock())
+        if revoked:
+            future = self._inbox.submit(tuple(revoked), clock.monotonic())
+            # What becomes of it is seen at the next whole.
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _revoked(self, updates: Sequence[object], now: Now) -> list[Change]:
+        """Return who is to go, for whom nobody waits."""
+        changes: list[Change] = []
+        for update in updates:
+            if isinstance(update, PeerGone):
+                taken = self._picture.take(update, now)
+                changes += () if isinstance(taken, Snapshot) else taken
+        return changes
+
+    async def _put(self, acl: Acl | None, fault: InvalidMessage | None = None) -> None:
+        """Have these access rules in force; while they are not, nobody new is let in, and they are due."""
         failure: AgentError | None = fault
         if failure is None:
             try:
-                await self._acl.put(acl)
+                async with asyncio.timeout(PUT):
+                    await self._acl.put(acl)
+            except TimeoutError:
+                failure = GuardError("nftables does not answer", "what hangs: nft list ruleset?")
             except GuardError as error:
                 failure = error
-        else:
+        elif self._due is None or self._due[1] is not fault:
             self._inbox.core_sent_rubbish(failure)
         holds = self._inbox.holds
         self._picture.barred = (lambda _: False) if failure is None else lambda peer: not holds(peer)
-        return failure
+        if failure is not None:
+            if str(failure) != self._failure:
+                _log.error("nobody new is let in: core's access rules are not in force", error=str(failure))
+            self._failure, self._due = str(failure), (acl, fault)
+        elif self._due is not None:
+            _log.info("core's access rules are in force")
+            self._failure, self._due = "", None
+            await self._hand_over(list(self._picture.release()))
 
     async def _hand_over(self, changes: list[Change]) -> None:
         if changes:
@@ -224,8 +249,6 @@ async def batches(
                 timeout=min(_PULSE, left),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if reporting.done():
-                reporting.result()
             told: list[T] = []
             if getting.done():
                 heard_at = loop.time()
@@ -234,12 +257,16 @@ async def batches(
                     told.append(queue.get_nowait())
                 getting = asyncio.create_task(queue.get())
             yield told
+            if reporting.done():
+                reporting.result()
     finally:
-        getting.cancel()
         wanted.cancel()
+        if not getting.cancel() and not getting.cancelled():
+            # It came just now: ``last_words`` is to see it.
+            queue.put_nowait(getting.result())
 
 
-def _last_of_each(told: Sequence[Update | InvalidMessage]) -> list[Update | InvalidMessage]:
+def _last_of_each(told: Sequence[U]) -> list[U]:
     """Of what came together about one peer only the last counts: the others never were in force here.
 
     They may be older than the configuration, and a session that ended for one could not begin again.

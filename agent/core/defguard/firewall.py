@@ -22,21 +22,27 @@ _T = TypeVar("_T")
 def read_firewall(config: Any, generation: Generation) -> Acl:
     """Return a FirewallConfig's rules; one that can't be read refuses all: InvalidMessage.
 
-    Defguard makes a rule for each IP version of what an administrator wrote, and where the destinations
-    (or sources) are all of one version, the other's rule comes without any, which would be "to
-    everybody". Such a rule is left out: it was meant for nobody.
+    Of what an administrator wrote Defguard makes a rule that allows, with sources, and one that denies,
+    from everybody, each for both IP versions. Where the destinations (or sources) are all of one version,
+    the other's rule comes without any, which would be "to everybody". Such a rule is left out: it was
+    meant for nobody. Ids alone do not tell what belongs together: Defguard numbers two kinds of things.
     """
     default = _verdict(config.default_policy, generation)
     rules = [_rule(rule, generation) for rule in config.rules]
-    with_sources = {rule.id for rule in rules if rule.sources}
-    with_destinations = {rule.id for rule in rules if rule.destinations}
+    with_sources = {_kin(rule) for rule in rules if rule.sources}
+    with_destinations = {_kin(rule) for rule in rules if rule.destinations}
     meant = tuple(
         rule
         for rule in rules
-        if (rule.sources or rule.id not in with_sources)
-        and (rule.destinations or rule.id not in with_destinations)
+        if (rule.sources or rule.verdict is Verdict.DROP or _kin(rule) not in with_sources)
+        and (rule.destinations or _kin(rule) not in with_destinations)
     )
     return Acl(default, meant, tuple(_snat(binding) for binding in config.snat_bindings))
+
+
+def _kin(rule: AclRule) -> tuple[int, Verdict, str]:
+    """What a rule has in common with the same of the other IP version."""
+    return rule.id, rule.verdict, rule.comment
 
 
 def _rule(rule: Any, generation: Generation) -> AclRule:

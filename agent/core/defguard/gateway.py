@@ -88,14 +88,16 @@ class GatewayService:
 
     async def until_purged(self) -> None:
         """Return once core has deleted this gateway; a core that does not come counts as unreachable."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DIAL):
-                await self.purged.wait()
-        if not self._met:
-            self._lost(
-                CoreUnavailable("core has not connected", "it dials by itself: can it reach defguard.listen?")
-            )
-        await self.purged.wait()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DIAL):
+                    await self.purged.wait()
+            if not self._met:
+                self._lost(CoreUnavailable("core has not connected", "can it reach defguard.listen?"))
+            await self.purged.wait()
+        finally:
+            if self._missing is not None:
+                self._missing.cancel()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a server is to serve."""
@@ -160,9 +162,10 @@ class GatewayService:
                 self._connection.cancel()
                 await asyncio.wait({self._connection})
             await self._purge()
-            self.purged.set()
-        finally:
+        except BaseException:
             self._purging = False
+            raise
+        self.purged.set()
 
     async def _admit(self, context: Any) -> None:
         """Let only the one client in whose certificate came with the adoption, and no older core."""
@@ -190,6 +193,8 @@ class GatewayService:
             reading.cancel()
             if reporting is not None:
                 reporting.cancel()
+            if not self._purging:
+                feed.last_words([queue.get_nowait() for _ in range(queue.qsize())])
 
     async def _take_whole(self, feed: Feed, queue: asyncio.Queue[_Told | None]) -> None:
         """Wait for the configuration; an update that comes before it is in it."""
@@ -215,11 +220,12 @@ class GatewayService:
         async with aclosing(batches(queue, self._inbox, reporting, self._quiet)) as news:
             async for told in news:
                 # Pings would have ended a connection that is none.
-                if context.done():
-                    raise CoreUnavailable("core closed its connection", "it dials again by itself")
-                self._answered()
+                if not context.done():
+                    self._answered()
                 if await self._take(feed, told):
                     self._inbox.pull_wanted.set()
+                if context.done():
+                    raise CoreUnavailable("core closed its connection", "it dials again by itself")
         _log.info("core is to send the whole again: closing its connection")
 
     async def _take(self, feed: Feed, told: list[_Told | None]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from agent.acl import Acl
@@ -86,9 +86,10 @@ class LocationGone:
 
 @dataclass(frozen=True, slots=True)
 class AclPut:
-    """The access rules are these; None: there are none, everything passes."""
+    """The access rules are these; None: there are none, everything passes. ``fault``: they can't be read."""
 
-    acl: Acl | None = field(default=None)
+    acl: Acl | None = None
+    fault: InvalidMessage | None = None
 
 
 Update = PeerPut | PeerGone | LocationPut | LocationGone | AclPut
@@ -112,10 +113,7 @@ def read_configuration(message: Any, generation: Generation) -> Configuration:
         raise _unreadable("a port above 65535")
     acl, acl_fault = None, None
     if message.HasField("firewall_config"):
-        try:
-            acl = read_firewall(message.firewall_config, generation)
-        except InvalidMessage as error:
-            acl_fault = error
+        acl, acl_fault = _read_acl(message.firewall_config, generation)
     return Configuration(
         clean_name(message.name),
         _identity(text) if text else None,
@@ -148,7 +146,7 @@ def read_update(message: Any, generation: Generation) -> Update:
         case "network":
             return LocationPut(read_configuration(message.network, generation))
         case "firewall_config" if kind == "put":
-            return AclPut(read_firewall(message.firewall_config, generation))
+            return AclPut(*_read_acl(message.firewall_config, generation))
         case "firewall_config" | "disable_firewall":
             return AclPut(None)
         case _:
@@ -198,6 +196,14 @@ def session_id(key: PublicKey, preshared_key: PresharedKey) -> str:
     A digest of 256 random bits gives nothing of them away.
     """
     return f"psk-{hashlib.sha256(key + preshared_key.digest()).hexdigest()[:32]}"
+
+
+def _read_acl(message: Any, generation: Generation) -> tuple[Acl | None, InvalidMessage | None]:
+    """Read access rules, or say why they can't be: who has to go does not wait for them."""
+    try:
+        return read_firewall(message, generation), None
+    except InvalidMessage as error:
+        return None, error
 
 
 def _identity(text: str) -> Identity:

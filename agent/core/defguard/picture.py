@@ -46,6 +46,8 @@ class Picture:
     ) -> None:
         self.barred: Callable[[Peer], bool] = lambda _: False
         """Who is not to be let in for now, for a reason of ours."""
+        self.held_back: dict[PublicKey, Peer] = {}
+        """Who is barred, as core lists them."""
         self.in_doubt = False
         """Whether only the whole can tell what the location is like now."""
         self.peers: dict[PublicKey, Peer] = {}
@@ -60,6 +62,7 @@ class Picture:
         """Return the state that a whole configuration is, received at ``now``."""
         self._revision += 1
         self.in_doubt = False
+        self.held_back.clear()
         peers = tuple(map(self._judged, told.peers))
         self.peers = {peer.public_key: peer for peer in peers}
         self._owners = {prefix: peer.public_key for peer in peers for prefix in peer.allowed_ips}
@@ -82,6 +85,18 @@ class Picture:
         nobody = self.whole(Configuration("", None, InterfaceSettings(), ()), now)
         return replace(nobody, location=replace(nobody.location, mfa_required=False))
 
+    def release(self) -> tuple[Change, ...]:
+        """Return what lets in those who are barred no longer."""
+        waiting = [peer for peer in self.held_back.values() if not self.barred(peer)]
+        return self._changes(body for peer in waiting for body in self._put(self._judged(peer)))
+
+    def is_whole(self, told: Configuration) -> bool:
+        """Whether a location that is told of anew comes with everybody, and not its settings alone.
+
+        An empty list is never taken for nobody.
+        """
+        return bool(told.peers or told.unreadable or not self.peers)
+
     def take(self, update: Update, now: Now) -> Snapshot | tuple[Change, ...]:
         """Return what an update changes, perhaps nothing."""
         match update:
@@ -92,8 +107,7 @@ class Picture:
             case LocationGone():
                 return self._changes(self._gone(list(self.peers)))
             case LocationPut(told):
-                if not told.peers and not told.unreadable and self.peers:
-                    # Its settings, or everybody gone? An empty list is never taken for the latter.
+                if not self.is_whole(told):
                     self.in_doubt = True
                     settled = LocationChanged(self._place(told), told.interface, self._policy, told.identity)
                     return self._changes([settled])
@@ -109,7 +123,11 @@ class Picture:
     def _judged(self, peer: Peer) -> Peer:
         if self._mfa_required:
             peer = peer._replace(mfa_exempt=False)
-        return peer._replace(fault=Refusal.NOT_GUARDED) if self.barred(peer) else peer
+        if not self.barred(peer):
+            self.held_back.pop(peer.public_key, None)
+            return peer
+        self.held_back[peer.public_key] = peer
+        return peer._replace(fault=Refusal.NOT_GUARDED)
 
     def _put(self, peer: Peer) -> Iterable[ChangeBody]:
         """A device whose key was changed comes with its new one only: the prefix's old owner has to go.
@@ -135,6 +153,7 @@ class Picture:
 
     def _gone(self, keys: Iterable[PublicKey]) -> Iterable[ChangeBody]:
         for key in keys:
+            self.held_back.pop(key, None)
             if key in self.peers:
                 self._disown(key)
                 del self.peers[key]

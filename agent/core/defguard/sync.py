@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeGuard
 
 import grpc
 import structlog
@@ -27,6 +27,7 @@ _ATTEMPTS: Final = 3
 """Configurations asked for in a row until none was overtaken by an update."""
 _RECHECK: Final = 1.0
 _log = structlog.get_logger()
+_Item = Update | InvalidMessage | AgentError
 
 
 class DefguardSync:
@@ -81,7 +82,7 @@ class DefguardSync:
         reporting: asyncio.Task[None] | None = None
         try:
             while True:
-                queue: asyncio.Queue[Update | InvalidMessage | AgentError] = asyncio.Queue()
+                queue: asyncio.Queue[_Item] = asyncio.Queue()
                 reading = asyncio.create_task(_read_into(queue, await core.updates()), name="core: updates")
                 try:
                     await self._settle(core, feed, queue)
@@ -91,22 +92,22 @@ class DefguardSync:
                     await self._take_updates(core, feed, queue, reporting)
                 finally:
                     reading.cancel()
+                    feed.last_words(_all_of(queue))
                 _log.info("asking core for the whole again")
         finally:
             if reporting is not None:
                 reporting.cancel()
 
-    async def _settle(
-        self, core: Connection, feed: Feed, queue: asyncio.Queue[Update | InvalidMessage | AgentError]
-    ) -> None:
+    async def _settle(self, core: Connection, feed: Feed, queue: asyncio.Queue[_Item]) -> None:
         """Have the whole configuration in the kernel.
 
         What had arrived before it was asked for is in it. What arrived meanwhile may be older or newer: it
         is asked for again, and in the end what overtook the last one is taken to be newer.
         """
         for attempt in range(_ATTEMPTS):
-            while not queue.empty():
-                _raise_failure(queue.get_nowait())
+            for item in _all_of(queue):
+                if _is_failure(item):
+                    raise item
             told = await core.config()
             self._answered()
             if queue.empty() or attempt == _ATTEMPTS - 1:
@@ -117,7 +118,7 @@ class DefguardSync:
         self,
         core: Connection,
         feed: Feed,
-        queue: asyncio.Queue[Update | InvalidMessage | AgentError],
+        queue: asyncio.Queue[_Item],
         reporting: asyncio.Task[None],
     ) -> None:
         """Take in updates as they come; returns when the whole is to be asked for."""
@@ -125,8 +126,13 @@ class DefguardSync:
             async for told in news:
                 if told or core.alive:
                     self._answered()
-                if await feed.updates([_raise_failure(item) for item in told]):
+                # A connection that ends takes nothing along that has arrived before.
+                failure = next((item for item in told if _is_failure(item)), None)
+                updates = [item for item in told if isinstance(item, Update | InvalidMessage)]
+                if await feed.updates(updates):
                     self._inbox.pull_wanted.set()
+                if failure is not None:
+                    raise failure
 
     async def _report(self, core: Connection, feed: Feed) -> None:
         """Report until the stream fails: the whole connection is then made anew, for reports may be lost."""
@@ -162,8 +168,12 @@ class DefguardSync:
             _log.info("core answers again")
 
 
+def _all_of(queue: asyncio.Queue[_Item]) -> list[_Item]:
+    return [queue.get_nowait() for _ in range(queue.qsize())]
+
+
 async def _read_into(
-    queue: asyncio.Queue[Update | InvalidMessage | AgentError],
+    queue: asyncio.Queue[_Item],
     updates: AsyncIterator[Update | InvalidMessage],
 ) -> None:
     """Put what comes into the queue, and at the end why nothing more does, whatever that is."""
@@ -177,10 +187,8 @@ async def _read_into(
         queue.put_nowait(failure)
 
 
-def _raise_failure(item: Update | InvalidMessage | AgentError) -> Update | InvalidMessage:
-    if isinstance(item, AgentError) and not isinstance(item, InvalidMessage):
-        raise item
-    return item
+def _is_failure(item: _Item) -> TypeGuard[AgentError]:
+    return isinstance(item, AgentError) and not isinstance(item, InvalidMessage)
 
 
 def _stats(report: Report) -> wire.PeerStats:

@@ -406,7 +406,7 @@ def test_removing_leaves_what_is_somebody_elses(tmp_path: Path) -> None:
     held(tmp_path)
     (tmp_path / "other.pem").write_text("mine")
     certificates.remove(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["other.pem"]
+    assert [path.name for path in tmp_path.glob("*.pem")] == ["other.pem"]
     certificates.remove(tmp_path)
 
 

@@ -227,18 +227,66 @@ def test_a_rule_is_read_whole(generation: Generation) -> None:
 
 @both
 def test_fault_13_a_rule_meant_for_one_ip_version_opens_nothing_of_the_other(generation: Generation) -> None:
-    # What an administrator wrote with IPv4 destinations comes as two rules, the second without any.
-    destinations = [address(generation, ip="10.1.1.7")]
+    # What an administrator wrote with IPv4 destinations: a rule that allows and one that denies, each twice.
+    allowed, denied = (
+        {"id": 1, "verdict": verdict[generation], "comment": comment}
+        for verdict, comment in ((ALLOW, "ACL 1 allow"), (DENY, "ACL 1 deny"))
+    )
+    sources, destinations = [address(generation, ip="10.8.0.5")], [address(generation, ip="10.1.1.7")]
+    six = {"ip_version": V6[generation]}
     acl = read(
         generation,
-        rule(generation, id=1, destination_addrs=destinations),
-        rule(generation, id=1, ip_version=V6[generation]),
-        rule(generation, id=2, source_addrs=destinations, verdict=DENY[generation]),
-        rule(generation, id=2, ip_version=V6[generation], verdict=DENY[generation]),
-        rule(generation, id=3),
-        rule(generation, id=3, ip_version=V6[generation]),
+        rule(generation, **allowed, source_addrs=sources, destination_addrs=destinations),
+        rule(generation, **allowed, **six, source_addrs=[address(generation, ip="fd00::5")]),
+        rule(generation, **denied, destination_addrs=destinations),
+        rule(generation, **denied, **six),
+        default_policy=ALLOW[generation],
     )
-    assert [(one.id, one.version) for one in acl.rules] == [(1, 4), (2, 4), (3, 4), (3, 6)]
+    # The denial has no sources: it is for all whom the rule before has not let through.
+    assert [(one.verdict, one.version, len(one.sources)) for one in acl.rules] == [
+        (Verdict.ACCEPT, 4, 1),
+        (Verdict.DROP, 4, 0),
+    ]
+
+
+@both
+def test_an_allowance_for_sources_of_one_ip_version_opens_nothing_to_all_of_the_other(
+    generation: Generation,
+) -> None:
+    sources, six = [address(generation, ip="10.8.0.5")], {"ip_version": V6[generation]}
+    acl = read(generation, rule(generation, source_addrs=sources), rule(generation, **six))
+    assert [one.version for one in acl.rules] == [4]
+
+
+@both
+def test_rules_of_the_same_number_and_another_name_do_not_concern_each_other(generation: Generation) -> None:
+    destinations, six = [address(generation, ip="10.1.1.7")], {"ip_version": V6[generation]}
+    acl = read(
+        generation,
+        rule(generation, comment="ACL 5", destination_addrs=destinations),
+        rule(generation, comment="destination 5"),
+        rule(generation, **six, comment="destination 5"),
+    )
+    assert [(one.comment, one.version) for one in acl.rules] == [
+        ("ACL 5", 4),
+        ("destination 5", 4),
+        ("destination 5", 6),
+    ]
+
+
+@both
+def test_access_rules_that_can_not_be_read_are_told_as_such(generation: Generation) -> None:
+    wire = WIRE[generation]
+    broken = FIREWALL[generation].FirewallConfig(
+        default_policy=DENY[generation], rules=[rule(generation, protocols=[0])]
+    )
+    told_alone = read_update(
+        wire.Update(update_type=0 if generation == 1 else 1, firewall_config=broken), generation
+    )
+    assert isinstance(told_alone, AclPut)
+    assert told_alone.fault is not None
+    configuration = read_configuration(wire.Configuration(name="hq", firewall_config=broken), generation)
+    assert (configuration.acl, configuration.acl_fault is None) == (None, False)
 
 
 BROKEN: dict[str, dict[str, Any]] = {
