@@ -111,6 +111,7 @@ class Feed:
             if isinstance(update, AclPut):
                 await self._hand_over(changes)
                 await self._put(update.acl, update.fault)
+                changes += self._released()
                 continue
             if isinstance(update, LocationPut) and self._picture.is_whole(update.configuration):
                 await self._hand_over(changes)
@@ -124,6 +125,7 @@ class Feed:
         await self._hand_over(changes)
         if due is not None and self._due is due:
             await self._put(*due)
+            await self._hand_over(list(self._released()))
         return self._picture.in_doubt or self._inbox.pull_wanted.is_set()
 
     def last_words(self, told: Sequence[object]) -> None:
@@ -165,7 +167,10 @@ class Feed:
         elif self._due is not None:
             _log.info("core's access rules are in force")
             self._failure, self._due = "", None
-            await self._hand_over(list(self._picture.release()))
+
+    def _released(self) -> tuple[Change, ...]:
+        """Return what lets in who had to wait for access rules; a whole that is told next says so itself."""
+        return () if self._due is not None else self._picture.release()
 
     async def _hand_over(self, changes: list[Change]) -> None:
         if changes:
