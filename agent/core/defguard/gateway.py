@@ -183,11 +183,10 @@ class GatewayService:
         queue: asyncio.Queue[_Told | None] = asyncio.Queue()
         reading = asyncio.create_task(_read_into(queue, responses), name="core: stream")
         reporting: asyncio.Task[None] | None = None
-        writing = asyncio.Lock()
         try:
             await context.write(wire.CoreRequest(id=1, config_request=Empty()))
             await self._take_whole(feed, queue)
-            reporting = asyncio.create_task(self._report(feed, context, writing), name="core: reports")
+            reporting = asyncio.create_task(self._report(feed, context), name="core: reports")
             await self._take_updates(feed, queue, reporting, context)
         finally:
             reading.cancel()
@@ -243,15 +242,15 @@ class GatewayService:
                 updates.append(one)
         return await feed.updates(updates)
 
-    async def _report(self, feed: Feed, context: Any, writing: asyncio.Lock) -> None:
+    async def _report(self, feed: Feed, context: Any) -> None:
+        """Report until cancelled; the request for the configuration has been written before."""
         number = 1
         while True:
             await self._reports.pending()
             await feed.settled()
             for report in feed.stats():
                 number += 1
-                async with writing:
-                    await context.write(wire.CoreRequest(id=number, peer_stats=_stats(report)))
+                await context.write(wire.CoreRequest(id=number, peer_stats=_stats(report)))
             # What is left waits for something that is out of order, such as the disk.
             await asyncio.sleep(_RECHECK)
 
