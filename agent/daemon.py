@@ -246,7 +246,10 @@ class _Daemon:
             async with asyncio.timeout(_RULES):
                 await self._acl.start()
         except TimeoutError:
-            _log.error("nftables does not answer: access rules are not known to be in force")
+            _log.error(
+                "nftables does not answer: access rules are not known to be in force",
+                hint="see whether `nft list ruleset` does",
+            )
         except GuardError as error:
             _log.error("access rules can't be put in force", error=error.message, hint=error.hint)
         await self._reconciler.start()

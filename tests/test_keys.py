@@ -10,10 +10,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from agent.config import Config, Core, Interface, Paths, Push
+from agent.configfile import load_config
 from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
 from agent.errors import ConfigError
-from agent.keys import load_private_key, load_secrets, read_secret_file
+from agent.keys import (
+    check_private_key_storable,
+    load_private_key,
+    load_secrets,
+    read_secret_file,
+    store_private_key,
+)
 
 PUSH_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -196,3 +203,27 @@ def test_a_public_key_is_what_x25519_makes_of_the_private_one(seed: int) -> None
     expected = X25519PrivateKey.from_private_bytes(raw).public_key().public_bytes_raw()
 
     assert public_key(raw) == expected
+
+
+def test_a_key_that_core_is_to_replace_lies_where_the_agent_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "wg0.toml"
+    path.write_text(f'[core]\nprotocol = "defguard"\n[interface]\nprivate_key_file = "{tmp_path}/key"\n')
+    config = load_config(path)
+    monkeypatch.setattr("agent.keys.os.access", lambda *_: False)
+    check_private_key_storable(config)  # there is none yet: making it says what is wrong
+    store_private_key(tmp_path / "key", clamp(bytes(range(32))))
+    with pytest.raises(ConfigError, match="can't be replaced") as caught:
+        check_private_key_storable(config)
+    assert "leave interface.private_key_file" in caught.value.hint
+
+
+def test_another_key_takes_the_place_of_the_one_before_whole_and_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    keys = [clamp(bytes([number]) * 32) for number in (1, 2)]
+    for raw in keys:
+        store_private_key(path, raw)
+        assert path.read_text() == format_key(raw) + "\n"
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["key"]

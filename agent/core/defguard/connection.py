@@ -183,7 +183,12 @@ class CallingCore:
             except RuntimeError:
                 await server.stop(None)
                 delay = backoff.next() + 1.0
-                _log.error("defguard.listen can't be had", address=listen, retry_in=round(delay, 1))
+                _log.error(
+                    "defguard.listen can't be had",
+                    address=listen,
+                    hint="see who has it: ss -ltnp; Defguard's own gateway must not run beside",
+                    retry_in=round(delay, 1),
+                )
                 await asyncio.sleep(delay)
         await server.start()
         try:

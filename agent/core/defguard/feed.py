@@ -153,7 +153,7 @@ class Feed:
                 async with asyncio.timeout(PUT):
                     await self._acl.put(acl)
             except TimeoutError:
-                failure = GuardError("nftables does not answer", "what hangs: nft list ruleset?")
+                failure = GuardError("nftables does not answer", "see whether `nft list ruleset` does")
             except GuardError as error:
                 failure = error
         elif self._due is None or self._due[1] is not fault:

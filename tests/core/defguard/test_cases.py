@@ -32,11 +32,6 @@ from tests.support.kernel_model import Kernel
 both = pytest.mark.parametrize("generation", [1, 2])
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
 def second(world: World, scenario: Any, prepare: Any = lambda _: None, **members: Any) -> None:
     run_following(world, 2, scenario, prepare, **members)
 

@@ -4,7 +4,6 @@ import asyncio
 import io
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,11 +30,6 @@ from tests.support.defguard_core import FirstGeneration, SecondGeneration
 from tests.support.stalling_proxy import StallingProxy
 
 both = pytest.mark.parametrize("generation", [1, 2])
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
 
 
 async def away(core: Core) -> None:

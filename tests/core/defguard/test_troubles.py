@@ -35,11 +35,6 @@ from tests.support.defguard_core import DER, FirstGeneration, SecondGeneration
 both = pytest.mark.parametrize("generation", [1, 2])
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
 async def back(core: Any) -> None:
     if isinstance(core, FirstGeneration):
         await core.start(core.port)
