@@ -59,9 +59,15 @@ def test_updates_before_config_are_refused_by_core(world: World) -> None:
         core = FirstGeneration()
         async with core.running():
             client = DefguardClient(core.url, core.token, hostname="stranger")
-            with pytest.raises(CoreUnavailable, match="INTERNAL"):
+
+            async def read() -> None:
+                """The refusal shows at once, or at the first update that is to be read."""
                 async with client.connect() as connection:
-                    await connection.updates()
+                    async for _ in await connection.updates():
+                        pytest.fail("an update for a gateway that core does not know")
+
+            with pytest.raises(CoreUnavailable, match="INTERNAL"):
+                await read()
 
     asyncio.run(main())
 
