@@ -78,7 +78,7 @@ def a_users_day(site: DefguardSite) -> None:
 
     if site.generation == 2:
         authorised(site, client)
-        site.core_away()
+        site.do("stop")
         site.do("purge")
         links = site.gateway.run("ip", "-j", "link", "show").stdout
         assert site.interface not in links

@@ -27,11 +27,11 @@ class DefguardSite(Site):
         self.generation = generation
         self.space = self.network.namespace("core")
         self.program: subprocess.Popen[bytes] | None = None
-        self._key = self._certificate = ""
+        self._key = self._certificate = self._cable = ""
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self.network.link(self.gateway, f"{GATEWAY}/24", self.space, f"{CORE}/24")
+        _, self._cable = self.network.link(self.gateway, f"{GATEWAY}/24", self.space, f"{CORE}/24")
         argv = (sys.executable, "-m", "tests.support.defguard_program", str(self.generation))
         self.program = self.space.popen(
             *argv, GATEWAY, str(GATEWAY_PORT), stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -98,11 +98,13 @@ class DefguardSite(Site):
         self.do("listen", port=CORE_PORT, cert=self._certificate, key=self._key)
 
     def core_away(self) -> None:
-        """Core's process is no longer there."""
+        """Core is no longer there, nor its host: only pings can tell what has become of a connection."""
         self.do("stop")
+        self.space.ip("link", "set", self._cable, "down")
 
     def core_back(self) -> None:
         """Core is there again."""
+        self.space.ip("link", "set", self._cable, "up")
         if self.generation == 1:
             self.listen()
         else:
