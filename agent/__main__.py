@@ -22,6 +22,8 @@ _COMMANDS: Final = {
     "run": "run the agent of one interface until SIGTERM",
     "check": "say what is wrong with configuration, credentials, core and this host, and what to do",
     "status": "show the peers and the agent's own health",
+    "explain": "say why a peer is on the interface or not",
+    "events": "show what has happened: grants, ends, refusals, drift, core",
     "plan": "show what a reconcile would change now, changing nothing",
     "end": "end sessions now, here, whatever core says",
     "purge": "remove the interface and the agent's state; not while an agent runs",
@@ -29,7 +31,8 @@ _COMMANDS: Final = {
     "demo": "play a gateway, a client and a core in network namespaces",
 }
 _WITHOUT_CONFIG: Final = frozenset({"import-defguard", "demo"})
-_WITH_DATA: Final = frozenset({"check", "status", "plan", "end", "purge"})
+_WITH_DATA: Final = frozenset({"check", "status", "explain", "events", "plan", "end", "purge"})
+_MOST_LINES: Final = 1000
 _INTERRUPTED: Final = 130  # 128 and SIGINT, as shells report it
 
 
@@ -91,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
         if name in _WITH_DATA:
             parsers[name].add_argument("--json", action="store_true", help="print JSON")
     parsers["status"].add_argument("--watch", action="store_true", help="refresh every 2 s until Ctrl-C")
+    parsers["explain"].add_argument(
+        "what", metavar="KEY|IP|NAME", help="a public key or its beginning, an address or prefix, or a name"
+    )
+    events = parsers["events"]
+    events.add_argument("who", nargs="?", metavar="KEY|NAME", help="only what concerns this peer")
+    events.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    events.add_argument(
+        "-n", "--lines", type=_count, default=50, metavar="N", help="so many of the past, 1000 at most (50)"
+    )
     end = parsers["end"]
     end.add_argument("keys", nargs="*", metavar="KEY", help="public keys of the peers, in base64")
     end.add_argument("--all", action="store_true", help="end every session")
@@ -107,6 +119,13 @@ def _parser() -> argparse.ArgumentParser:
         "--token-file", type=Path, metavar="FILE", help="write core's token to this new file, with mode 600"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 0 <= count <= _MOST_LINES:
+        raise ValueError
+    return count
 
 
 def _complain(error: AgentError) -> None:

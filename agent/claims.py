@@ -82,6 +82,10 @@ class Claims:
         """Whether another peer claims one of this peer's prefixes."""
         return any(True for _ in self._neighbours(key))
 
+    def neighbours(self, key: PublicKey) -> set[PublicKey]:
+        """Return the peers that contest a prefix with this one."""
+        return set(self._neighbours(key))
+
     def all_contested(self) -> set[PublicKey]:
         """Return the peers of which ``contested`` is true, by one walk over everything."""
         found: set[PublicKey] = set()

@@ -1,7 +1,8 @@
 """The operator's door: a unix socket in the runtime folder, root's and the agent's user's only.
 
-``GET /status``, ``GET /plan``, ``POST /end`` with ``{"keys": [KEY, …]}`` or ``{"all": true}``. Faults
-are answered with ``{"error", "hint"}``.
+``GET /status``, ``GET /plan``, ``GET /explain?what=KEY|IP|NAME``, ``GET /events?after=N&limit=N&wait=S``
+(seconds), ``POST /end`` with ``{"keys": [KEY, …]}`` or ``{"all": true}``. Faults are answered with
+``{"error", "hint"}``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
 
 import msgspec
 from starlette.applications import Starlette
@@ -34,7 +36,17 @@ _MAX_BODY: Final = 16 << 20  # 100,000 keys are 5 MB
 _BACKLOG: Final = 1024
 _PATH_SIZE: Final = 107  # bytes; unix(7), sun_path less its closing zero
 _KNOCK_AGAIN: Final = 0.05  # seconds
+EVENTS: Final = 1000
+"""Occurrences in one answer at most."""
+WAIT: Final = 25.0
+"""Seconds that one request may wait for an occurrence: less than an answer may take."""
 _ENCODER: Final = msgspec.json.Encoder()
+
+
+class _EventsRequest(msgspec.Struct, forbid_unknown_fields=True):
+    after: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS)] = EVENTS
+    wait: Annotated[float, msgspec.Meta(ge=0, le=WAIT)] = 0.0
 
 
 class _EndRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -85,6 +97,19 @@ def control_app(operator: Operator) -> ASGIApp:
     async def plan(request: Request) -> Response:
         return _json(await operator.plan())
 
+    async def explain(request: Request) -> Response:
+        what = request.query_params.get("what", "")
+        if not what:
+            return _fault(400, "nobody is asked about", "send ?what= with a public key, an IP or a name")
+        return _json(operator.explain(what))
+
+    async def events(request: Request) -> Response:
+        try:
+            asked = msgspec.convert(dict(request.query_params), _EventsRequest, strict=False)
+        except msgspec.ValidationError as error:
+            return _fault(400, str(error), "send ?after=N&limit=N&wait=SECONDS")
+        return _json(await operator.events(asked.after, asked.limit, asked.wait))
+
     async def end(request: Request) -> Response:
         try:
             keys = _parse_end(await _body(request))
@@ -96,6 +121,8 @@ def control_app(operator: Operator) -> ASGIApp:
         routes=[
             Route("/status", _guarded(status)),
             Route("/plan", _guarded(plan)),
+            Route("/explain", _guarded(explain)),
+            Route("/events", _guarded(events)),
             Route("/end", _guarded(end), methods=["POST"]),
         ]
     )
@@ -119,6 +146,17 @@ class ControlClient:
     def plan(self) -> dict[str, Any]:
         """Return what a reconcile would change now."""
         return self._ask("GET", "/plan")
+
+    def explain(self, what: str) -> dict[str, Any]:
+        """Return why the peers that a key, an address or a name means are on the interface or not."""
+        return self._ask("GET", f"/explain?{urlencode({'what': what})}")
+
+    def events(self, after: int | None = None, limit: int = EVENTS, wait: float = 0.0) -> dict[str, Any]:
+        """Return the audit trail behind a number (None: its last ``limit``); ``wait`` in seconds."""
+        asked: dict[str, Any] = {"limit": limit, "wait": wait}
+        if after is not None:
+            asked["after"] = after
+        return self._ask("GET", f"/events?{urlencode(asked)}")
 
     def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
         """End the sessions of these peers (None: all); returns once they are off the interface."""

@@ -276,6 +276,7 @@ class _Daemon:
                     *(tasks.create_task(serve(app, sock, tls=tls)) for app, sock, tls in listeners),
                 ]
                 await self._stop.wait()
+                self._reconciler.audit.close()
                 self._notifier.stopping("stopping")
                 for task in others:
                     task.cancel()

@@ -147,6 +147,15 @@ def format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def format_span(seconds: float) -> str:
+    """A duration in its two largest units, rounded down: ``45s``, ``3m05s``, ``2h14m``, ``3d04h``."""
+    whole = max(0, int(seconds))
+    for unit, size, below, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part:02}{below}"
+    return f"{whole}s"
+
+
 def clean_name(text: object) -> str:
     """Return a name from core that is safe to show: at most 64 characters, control characters escaped.
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import structlog
 
-from agent import audit, clock, overview
+from agent import clock, overview
+from agent.audit import Audit
 from agent.books import Books
 from agent.encoding import format_key
 from agent.errors import DeviceError
@@ -62,6 +63,7 @@ class Keeper:
         state: State,
         link: Link,
         books: Books,
+        audit: Audit,
         metrics: Metrics,
         read_clock: Callable[[], Now],
         patience: Patience,
@@ -76,6 +78,7 @@ class Keeper:
         self._state = state
         self._link = link
         self._books = books
+        self._audit = audit
         self._metrics = metrics
         self._clock = read_clock
         self._patience = patience
@@ -576,7 +579,7 @@ class Keeper:
     def _note_drift(self, *drift: Drift) -> None:
         for one in drift:
             self._metrics.drift.labels(one.kind.value).inc()
-        audit.drifted(drift)
+        self._audit.drifted(drift)
 
 
 def _elements_left(device: ObservedDevice, contents: GuardContents) -> dict[PublicKey, float]:

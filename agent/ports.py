@@ -269,5 +269,15 @@ class Operator(Protocol):
     async def plan(self) -> dict[str, Any]:
         """Read the interface and return what a reconcile would change now, changing nothing."""
 
+    def explain(self, what: str) -> dict[str, Any]:
+        """Why the peers that a key, an address or a name means are on the interface or not."""
+
+    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
+        """The audit trail behind the occurrence of this number; None: its last ``limit``.
+
+        If there is none, one is waited for, so many seconds at most. The answer has the ``last`` number,
+        ``missed`` (how many of those asked for are not known any more) and the ``process`` that counts.
+        """
+
     async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
         """End the sessions of these peers (None: all); returns once they are off the interface."""

@@ -8,12 +8,14 @@ Nothing else writes to the interface or the journal.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Final, assert_never
 
 import structlog
 
-from agent import audit, clock, overview
+from agent import clock, explanation, overview
+from agent.audit import Audit
 from agent.books import Books
 from agent.encoding import format_key
 from agent.errors import AgentError, DeviceError, InvalidMessage
@@ -54,6 +56,8 @@ _log = structlog.get_logger(__name__)
 
 LATE: Final = 1.0
 """Seconds past a deadline from which on a peer still on the interface makes the agent not ready."""
+_LAST_EVENTS: Final = 10
+"""Occurrences of a peer that explaining it shows."""
 SKEW: Final = 5.0
 """Seconds by which this host's clock may go apart from core's, or come nearer, without a word in the log."""
 
@@ -90,10 +94,12 @@ class Reconciler:
         self._warden = warden
         if warden is not None:
             warden.patience = patience
+        self.audit = Audit(state, read_clock)
         self._keeper = Keeper(
             state=state,
             link=link,
             books=self._books,
+            audit=self.audit,
             patience=patience,
             metrics=metrics,
             read_clock=read_clock,
@@ -102,6 +108,7 @@ class Reconciler:
         self.writer = self._keeper.writer
         self.reports = Reporting(state, read_clock, self._books.reported)
         self._interface = interface
+        self._process = uuid.uuid4().hex[:8]
         self._metrics = metrics
         self._clock = read_clock
         self._alive = alive
@@ -168,21 +175,21 @@ class Reconciler:
     def core_answered(self) -> None:
         """The last exchange with core succeeded."""
         if not self.core_connected:
-            _log.info("core found")
+            self.audit.core_found()
         self.core_connected, self.core_error = True, ""
         self._metrics.core_connected.set(1)
 
     def core_failed(self, error: Exception) -> None:
         """The last exchange with core failed."""
         if self.core_connected:
-            _log.warning("core lost", error=str(error))
+            self.audit.core_lost(error)
         self.core_connected, self.core_error = False, str(error)
         self._metrics.core_connected.set(0)
         self.settled.set()
 
     def core_sent_rubbish(self, error: Exception) -> None:
         """Core sent something invalid, which was refused whole."""
-        _log.warning("core sent something invalid", error=str(error))
+        self.audit.core_invalid(error)
         self._metrics.core_invalid.inc()
 
     @property
@@ -240,6 +247,39 @@ class Reconciler:
         }
         return overview.status(self.state, self.writer.mirror, self._clock(), about)
 
+    def explain(self, what: str) -> dict[str, Any]:
+        """Why the peers that ``what`` names are on the interface or not."""
+        surroundings = explanation.Surroundings(
+            interface=self._interface,
+            core_error="" if self.core_connected else self.core_error or "not asked yet",
+            device_error=self._broken,
+            guard_error="" if self._warden is None else self._warden.fault,
+            trail=self.audit.trail,
+            guarded=lambda key: None if self._warden is None else self._warden.guarded(key, self._clock()),
+        )
+        state, trail = self.state, self.audit.trail
+        found = explanation.explain(what, state, self.writer.mirror, self._clock(), surroundings)
+        for one in found["peers"]:
+            key = explanation.key_of(one)
+            one["events"] = [] if key is None else self.audit.documents(trail.of(key, _LAST_EVENTS))
+        return found
+
+    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
+        """The audit trail behind a number; None: its last ``limit`` occurrences."""
+        trail = self.audit.trail
+        if after is None:
+            after = max(0, trail.next - 1 - limit)
+        if wait:
+            await self.audit.news(after, wait)
+        occurrences = trail.after(after, limit)
+        return {
+            "interface": self._interface,
+            "process": self._process,
+            "missed": max(0, trail.oldest - 1 - after),
+            "last": occurrences[-1].number if occurrences else trail.next - 1,
+            "events": self.audit.documents(occurrences),
+        }
+
     async def plan(self) -> dict[str, Any]:
         """Read the interface and return what a reconcile would change now, changing nothing."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -274,7 +314,7 @@ class Reconciler:
         device = await self._keeper.start()
         await self._step(())
         adopted = sum(session.preshared_key is not None for session in state.sessions.values())
-        _log.info("started", peers_found=len(device.peers), sessions_adopted=adopted)
+        self.audit.started(len(device.peers), adopted)
 
     async def run(self) -> None:
         """Work off the queue until ``finish`` is called."""
@@ -307,8 +347,9 @@ class Reconciler:
             await self._work_off(step)
         finally:
             self._under_way = None
-        audit.changed(self._taken)
+        self.audit.changed(self._taken)
         self._taken.clear()
+        self.audit.followed()
         self._metrics.sessions_active.set(len(self.state.sessions))
         self._metrics.reap_backlog.set(len(self.writer.to_reap))
         self._moved.set()
@@ -552,7 +593,7 @@ class Reconciler:
         ends = await self._books.after_kernel(now, pulled=pulled, except_for=late)
         for end in ends:
             self._metrics.session_ends.labels(end.reason.value).inc()
-        audit.ended(ends)
+        self.audit.ended(ends)
         self.reports.ended(ends)
 
     def _note_lag(self, now: Now) -> set[PublicKey]:

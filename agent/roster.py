@@ -32,6 +32,8 @@ class Roster:
         """Counts changes of who is refused, and why, and of what can't be read."""
         self.newly_refused: set[PublicKey] = set()
         self.cleared: set[PublicKey] = set()
+        self._judged: dict[PublicKey, Refusal | None] = {}
+        """Whose refusal has changed since that was last asked for, and what it was before."""
         self.own_key = own_key
         self._claims = Claims()
         self._holders: dict[str, _Holders] = {}
@@ -69,7 +71,7 @@ class Roster:
             return
         self.refusals += 1
         for key in self.refused.keys() - peers.keys():
-            del self.refused[key]
+            self._note(key, self.refused.pop(key))
         self.peers = peers
         self._still_listed.clear()
         self.mfa_required = mfa_required
@@ -106,7 +108,8 @@ class Roster:
         """The peer is no longer listed."""
         peer = self.peers.pop(key)
         self._still_listed.pop(key, None)
-        if self.refused.pop(key, None) is not None:
+        if (refusal := self.refused.pop(key, None)) is not None:
+            self._note(key, refusal)
             self.refusals += 1
         self._blocked.pop(key, None)
         affected = self._claims.drop(key)
@@ -154,6 +157,33 @@ class Roster:
         blocked = list(self._blocked)
         self._blocked.clear()
         self._judge(blocked)
+
+    def claimants(self, key: PublicKey) -> set[PublicKey]:
+        """Return who else claims a prefix of this peer's (rule 3)."""
+        return self._claims.neighbours(key)
+
+    def holders(self, session_id: str) -> frozenset[PublicKey]:
+        """Return the peers whose entries show this session id."""
+        return _keys(self._holders.get(session_id, frozenset()))
+
+    def take_judged(self) -> tuple[list[tuple[PublicKey | str, Refusal]], list[tuple[PublicKey, Refusal]]]:
+        """Return who is refused, and who is no longer, since this was last asked; each with the reason.
+
+        Who was refused only in between, or is not listed any more, is in neither.
+        """
+        judged, self._judged = self._judged, {}
+        refused: list[tuple[PublicKey | str, Refusal]] = []
+        cleared: list[tuple[PublicKey, Refusal]] = []
+        for key, before in judged.items():
+            refusal = self.refused.get(key)
+            if refusal is not None and refusal is not before:
+                refused.append((key, refusal))
+            elif refusal is None and before is not None and key in self.peers:
+                cleared.append((key, before))
+        return refused, cleared
+
+    def _note(self, key: PublicKey, before: Refusal | None) -> None:
+        self._judged.setdefault(key, before)
 
     @property
     def blocked(self) -> bool:
@@ -228,6 +258,7 @@ class Roster:
             before = self.refused.get(key)
             if refusal is before:
                 continue
+            self._note(key, before)
             self.refusals += 1
             if refusal is None:
                 del self.refused[key]

@@ -41,7 +41,7 @@ from agent.model import (
 from agent.observed import moved
 from agent.plan import LEAVE, Wanted
 from agent.roster import Roster
-from agent.sessions import CoreClock, Deadline, DeadlineQueue, Limits, Liveness, Session, begin
+from agent.sessions import Ceilings, CoreClock, Deadline, DeadlineQueue, Limits, Liveness, Session, begin
 from agent.traffic import TrafficBook
 
 _ADMISSIBLE = 0.001
@@ -93,6 +93,12 @@ class State:
         """Session ends that are not in the journal yet."""
         self.overdue: list[Deadline] = []
         """Deadlines that have passed, until their peers are off the interface."""
+        self.granted: dict[int, list[Session]] = {}
+        """Sessions that have begun, by core's revision that said so; for the audit trail to take."""
+        self.renewed: dict[int, list[Session]] = {}
+        """Sessions that core has given another end or another PSK."""
+        self._incoming = 0
+        """Core's revision that is being taken in."""
         self._limits = limits or Limits()
         self._ceilings = self._limits.with_policy(self.session_policy)
         self._tenures: dict[PublicKey, int] = {}
@@ -152,6 +158,11 @@ class State:
         """Everything that the interface should hold at ``now``."""
         pairs = ((key, self.wanted(key, now)) for key in self.roster.peers)
         return {key: want for key, want in pairs if isinstance(want, DesiredPeer)}
+
+    @property
+    def ceilings(self) -> Ceilings:
+        """The stricter of core's limits on sessions and the configuration's."""
+        return self._ceilings
 
     def next_wait(self, now: Now) -> float | None:
         """Seconds until a session may have to end by itself, None if nothing is due ever."""
@@ -224,6 +235,7 @@ class State:
         if self.epoch != snapshot.epoch:
             self.traffic.report_all()
         self.epoch, self.revision = snapshot.epoch, snapshot.revision
+        self._incoming = snapshot.revision
         self.core_clock = CoreClock(snapshot.server_time, snapshot.requested_at)
         self.interface = snapshot.interface
         self._take_identity(snapshot.identity)
@@ -263,6 +275,7 @@ class State:
 
     def change(self, body: ChangeBody, now: Now) -> None:
         """Take in one change; raises UnknownPeer if it is about a peer that is not listed."""
+        self._incoming = self.revision + 1
         # What is past its deadline has ended, whether a tick has seen it or not: nothing renews it.
         self._expire(now)
         match body:
@@ -393,6 +406,12 @@ class State:
         self.roster.unblock()
         self._settle(now)
 
+    def forget_news(self) -> None:
+        """What is known by now need not be told: the agent has begun with it."""
+        self.granted.clear()
+        self.renewed.clear()
+        self.roster.take_judged()
+
     def forget_ended(self, now: Now) -> list[str]:
         """Forget ids that can't be granted again: their first ``granted_at`` + max_lifetime is past.
 
@@ -522,10 +541,13 @@ class State:
                 base=(traffic.rx_bytes, traffic.tx_bytes),
             )
             self.begun.add(session.id)
+            self.granted.setdefault(self._incoming, []).append(session)
         else:
             session = held.renewed(grant, max_lifetime, core_time, now)
             if session is held or session == held:
                 return
+            if session.expires_at != held.expires_at or session.psk_digest != held.psk_digest:
+                self.renewed.setdefault(self._incoming, []).append(session)
         self.sessions[key] = session
         self._deadlines.put(key, session.deadline)
         self.to_journal[key] = None

@@ -105,6 +105,15 @@ class Warden:
         state = self._state
         return state.roster.mfa_required or any(session.in_use for session in state.sessions.values())
 
+    def guarded(self, key: PublicKey, now: Now) -> bool | None:
+        """Whether the guard is known to let this peer through now; None if none is needed."""
+        if not self.needed:
+            return None
+        held = self._held.get(key)
+        if not self._up or held is None:
+            return False
+        return held.deadline is None or not held.deadline.passed(now)
+
     async def start(self) -> GuardContents | None:
         """See whether an earlier life has left a table, and return what it holds.
 

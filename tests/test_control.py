@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import stat
@@ -33,6 +34,12 @@ class Daemon:
 
     async def plan(self) -> dict[str, Any]:
         raise DeviceError("wg0 is gone", "see dmesg")
+
+    def explain(self, what: str) -> dict[str, Any]:
+        return {"asked": what, "peers": []}
+
+    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
+        return {"asked": [after, limit, wait], "events": []}
 
     async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
         self.ended.append(keys)
@@ -81,6 +88,40 @@ def test_a_client_waits_where_the_queue_is_full_and_says_so_if_it_stays_full(pat
 
 def test_status_is_the_daemons_document(path: Path) -> None:
     assert asked(path, ControlClient(path).status) == {"interface": "wg0", "peers": []}
+
+
+def test_explain_takes_any_text(path: Path) -> None:
+    for what in ("10.8.0.0/24", "Zoë & Max?", format_key(KEY)):
+        ask = functools.partial(ControlClient(path).explain, what)
+        assert asked(path, ask)["asked"] == what
+
+
+def test_events_are_asked_for_from_a_number_on(path: Path) -> None:
+    assert asked(path, lambda: ControlClient(path).events())["asked"] == [None, 1000, 0.0]
+    assert asked(path, lambda: ControlClient(path).events(7, limit=5, wait=2.5))["asked"] == [7, 5, 2.5]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/explain",
+        "/explain?what=",
+        "/events?after=-1",
+        "/events?after=x",
+        "/events?limit=0",
+        "/events?limit=1001",
+        "/events?wait=26",
+        "/events?wait=nan",
+        "/events?follow=1",
+    ],
+)
+def test_a_malformed_question_is_answered_with_what_to_send(path: Path, target: str) -> None:
+    def ask() -> httpx.Response:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            return client.get(f"http://agent{target}")
+
+    answer = asked(path, ask)
+    assert (answer.status_code, "send ?" in answer.json()["hint"]) == (400, True)
 
 
 def test_end_takes_keys_or_all(path: Path) -> None:

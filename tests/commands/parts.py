@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.control import bind_control, control_app
-from agent.encoding import format_key
+from agent.encoding import format_key, format_time
 from agent.model import PublicKey
 from agent.server import serve
+from agent.trail import Kind, Occurrence, Subject, Trail
 from tests.core.fakes import TOKEN, Core, core
 
 T = TypeVar("T")
 ALICE, BOB, NOBODY = (PublicKey(bytes([n]) * 32) for n in (1, 2, 3))
+WALL = 1_800_000_000.0
 URL = "http://127.0.0.1:1/gateway/v1/"
 
 
@@ -109,6 +112,10 @@ class Agent:
     planned: dict[str, Any] = field(default_factory=dict)
     with_session: set[PublicKey] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
+    explained: dict[str, Any] = field(default_factory=dict)
+    trail: Trail = field(default_factory=Trail)
+    process: str = "p1"
+    names: dict[PublicKey, str] = field(default_factory=dict)
 
     def status(self) -> dict[str, Any]:
         self.asked.append("status")
@@ -130,6 +137,44 @@ class Agent:
 
     async def plan(self) -> dict[str, Any]:
         return {"interface": "wg0", "operations": [], "drift": [], **self.planned}
+
+    def explain(self, what: str) -> dict[str, Any]:
+        self.asked.append(f"explain {what}")
+        return {"interface": "wg0", "asked": what, "peers": [], "more": 0} | self.explained
+
+    def happens(self, kind: Kind, *subjects: Subject, revision: int | None = 42) -> None:
+        self.trail.add(WALL, kind, revision, subjects)
+
+    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
+        self.asked.append(f"events {after} {limit}")
+        if after is None:
+            after = max(0, self.trail.next - 1 - limit)
+        until = time.monotonic() + min(wait, 0.5)
+        while wait and self.trail.next <= after + 1 and time.monotonic() < until:  # noqa: ASYNC110 as simple
+            await asyncio.sleep(0.01)
+        occurrences = self.trail.after(after, limit)
+        return {
+            "interface": "wg0",
+            "process": self.process,
+            "missed": max(0, self.trail.oldest - 1 - after),
+            "last": occurrences[-1].number if occurrences else self.trail.next - 1,
+            "events": [self._event(one) for one in occurrences],
+        }
+
+    def _event(self, one: Occurrence) -> dict[str, Any]:
+        subject = one.subject
+        keyed = isinstance(subject.peer, bytes)
+        return {
+            "number": one.number,
+            "at": format_time(one.at),
+            "event": one.kind.value,
+            "public_key": format_key(subject.peer) if isinstance(subject.peer, bytes) else subject.peer,
+            "name": self.names.get(PublicKey(subject.peer)) if keyed else None,  # type: ignore[arg-type]
+            "session_id": subject.session_id,
+            "revision": one.revision,
+            "reason": subject.reason or None,
+            "detail": subject.detail or None,
+        }
 
     async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
         ended = self.with_session if keys is None else self.with_session.intersection(keys)

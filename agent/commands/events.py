@@ -1,0 +1,142 @@
+"""``wg-agent events``: the audit trail of the running agent."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from agent.commands.chosen import choose
+from agent.commands.output import console, print_json, say, shown
+from agent.control import EVENTS, WAIT, ControlClient
+from agent.encoding import parse_time
+from agent.errors import AgentError
+
+_AGAIN: Final = 1.0  # seconds until an agent that is being restarted is asked again
+_WIDE: Final = 140  # columns from which there is room for whole keys
+_STYLES: Final = {
+    "granted": "green",
+    "renewed": "cyan",
+    "ended": "yellow",
+    "refused": "red",
+    "cleared": "green",
+    "drift": "magenta",
+    "core_lost": "red",
+    "core_found": "green",
+    "core_invalid": "red",
+}
+_KIND_WIDTH: Final = max(map(len, _STYLES))
+_NAME_WIDTH: Final = 20
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Print the last occurrences, with ``--follow`` those to come as well until Ctrl-C."""
+    client = ControlClient(choose(arguments).load().control_socket)
+    document = client.events(limit=EVENTS)
+    if arguments.follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            _follow(client, document, arguments)
+        return 0
+    wanted = _past(document, arguments)
+    if arguments.json:
+        print_json({"interface": document["interface"], "events": wanted})
+        return 0
+    to = console()
+    for event in wanted:
+        to.print(line(event, to.width), soft_wrap=True)
+    if not wanted:
+        say(
+            to,
+            f"{document['interface']}: nothing has happened that is still known; the log goes back further",
+        )
+    return 0
+
+
+def _follow(client: ControlClient, document: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    to = console()
+    for event in _past(document, arguments):
+        _print(event, to, as_json=arguments.json)
+    for event in _to_come(client, document):
+        if _is_about(event, arguments.who):
+            _print(event, to, as_json=arguments.json)
+
+
+def _print(event: Mapping[str, Any], to: Console, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+        return
+    to.print(line(event, to.width), soft_wrap=True)
+    sys.stdout.flush()
+
+
+def _to_come(client: ControlClient, document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Give what happens from now on; an agent that is restarted is waited for, and its trail begins anew."""
+    aside = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    process, last, away = document["process"], document["last"], False
+    while True:
+        try:
+            document = client.events(after=last, wait=WAIT)
+            if document["process"] != process:
+                document = client.events(after=0)
+        except AgentError as error:
+            if not away:
+                say(aside, f"wg-agent: {error}; waiting for it")
+            away = True
+            time.sleep(_AGAIN)
+            continue
+        away = False
+        if document["missed"] and document["process"] == process:
+            say(aside, f"wg-agent: {document['missed']} events were missed: the log has them")
+        process, last = document["process"], document["last"]
+        yield from document["events"]
+
+
+def _past(document: Mapping[str, Any], arguments: argparse.Namespace) -> list[Mapping[str, Any]]:
+    events = [event for event in document["events"] if _is_about(event, arguments.who)]
+    return events[max(0, len(events) - arguments.lines) :]
+
+
+def _is_about(event: Mapping[str, Any], who: str | None) -> bool:
+    """Whether it concerns a peer with this name, or whose key begins so; what concerns nobody does not."""
+    if who is None:
+        return True
+    return event["name"] == who or (event["public_key"] or "").startswith(who)
+
+
+def line(event: Mapping[str, Any], width: int, *, with_peer: bool = True) -> Text:
+    """One occurrence in one line: time, what, whom, why, session, revision; ``width`` in columns."""
+    at = datetime.fromtimestamp(parse_time(event["at"])).astimezone()
+    kind = str(event["event"])
+    text = Text(f"{at:%Y-%m-%d %H:%M:%S}  ")
+    text.append(kind.ljust(_KIND_WIDTH), _STYLES.get(kind, "bold"))
+    if with_peer and event["public_key"]:
+        key = event["public_key"] if width >= _WIDE else event["public_key"][:8] + "…"
+        text.append("  " + _padded(event["name"] or "-", _NAME_WIDTH), "bold").append(
+            f"  {shown(key)}", "dim"
+        )
+    for value, before, style in (
+        (event["reason"], "", _STYLES.get(kind, "")),
+        (event["detail"], "", ""),
+        (event["session_id"], "session ", ""),
+        (event["revision"], "revision ", "dim"),
+    ):
+        if value is not None:
+            text.append("  " + shown(before + str(value)), style)
+    return text
+
+
+def _padded(name: str, width: int) -> str:
+    name = shown(name)
+    while cell_len(name) > width:
+        name = name[:-2] + "…"
+    return name + " " * (width - cell_len(name))

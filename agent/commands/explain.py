@@ -1,0 +1,77 @@
+"""``wg-agent explain``: why a peer is on the interface or not."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.text import Text
+
+from agent.commands.chosen import choose
+from agent.commands.events import line
+from agent.commands.output import console, print_json, say, shown
+from agent.control import ControlClient
+
+_SIGNS: Final = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Ask the running agent and show what it says; 1 if nobody is meant, or too many are."""
+    document = ControlClient(choose(arguments).load().control_socket).explain(arguments.what)
+    if arguments.json:
+        print_json(document)
+    else:
+        show(document, console())
+    return 0 if document["peers"] and not document["more"] else 1
+
+
+def show(document: Mapping[str, Any], to: Console) -> None:
+    """Print each peer's judgement, what speaks for and against it, and its last events."""
+    peers, more = document["peers"], document["more"]
+    if not peers:
+        say(to, f"{document['interface']}: no peer has the key, address or name {document['asked']!r}", "red")
+        say(to, "  wg-agent status lists them all")
+        return
+    if more:
+        for peer in peers:
+            say(to, _title(peer))
+        say(to, f"… and {more} more: say more of the name, or give a key or an address")
+        return
+    for number, peer in enumerate(peers):
+        if number:
+            to.print()
+        _show_peer(peer, str(document["interface"]), to)
+
+
+def _title(peer: Mapping[str, Any]) -> str:
+    return f"{peer['name'] or '(no name)'}  {peer['public_key']}"
+
+
+def _show_peer(peer: Mapping[str, Any], interface: str, to: Console) -> None:
+    there = peer["on_interface"]
+    say(to, _title(peer), "bold")
+    verdict = f"on {interface}" if there else f"not on {interface}"
+    sign, style = _SIGNS[there]
+    to.print(_hanging(f"{sign} ", f"{verdict}: {peer['because']} ({peer['reason']})", f"bold {style}"))
+    if peer["remedy"]:
+        to.print(_hanging("  → ", peer["remedy"]))
+    to.print()
+    for fact in peer["facts"]:
+        sign, style = _SIGNS[fact["speaks_for"]]
+        to.print(_hanging(f"  {sign} ", fact["fact"], style))
+    if peer["events"]:
+        to.print()
+        for event in peer["events"]:
+            to.print(Text("  ").append_text(line(event, to.width - 2, with_peer=False)), soft_wrap=True)
+
+
+def _hanging(before: str, text: str, style: str = "") -> Group:
+    """The text folded beside what stands before it."""
+    first, *rest = Text(shown(text)).wrap(console(), max(20, console().width - len(before))) or [Text()]
+    return Group(
+        Text(before, style=style).append_text(Text(first.plain.rstrip(), style="")),
+        *(Padding(Text(part.plain.rstrip()), (0, 0, 0, len(before))) for part in rest),
+    )
