@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -51,6 +52,7 @@ class Audit:
         self.trail = Trail()
         self._state = state
         self._clock = read_clock
+        self._process = uuid.uuid4().hex[:8]
         self._moved = asyncio.Event()
         self._closed = False
         self._has_started = False
@@ -141,6 +143,21 @@ class Audit:
         self._moved = asyncio.Event()
 
     # Who asks.
+
+    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
+        """What is behind a number, or else the last ``limit``, as ``Operator.events`` says."""
+        trail = self.trail
+        if after is None:
+            after = max(0, trail.next - 1 - limit)
+        if wait:
+            await self.news(after, wait)
+        occurrences = trail.after(after, limit)
+        return {
+            "process": self._process,
+            "missed": max(0, trail.oldest - 1 - after),
+            "last": occurrences[-1].number if occurrences else trail.next - 1,
+            "events": self.documents(occurrences),
+        }
 
     async def news(self, number: int, seconds: float) -> None:
         """Wait until there is something behind this number, or the agent stops, for so long at most."""

@@ -8,7 +8,6 @@ Nothing else writes to the interface or the journal.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Final, assert_never
 
@@ -108,7 +107,6 @@ class Reconciler:
         self.writer = self._keeper.writer
         self.reports = Reporting(state, read_clock, self._books.reported)
         self._interface = interface
-        self._process = uuid.uuid4().hex[:8]
         self._metrics = metrics
         self._clock = read_clock
         self._alive = alive
@@ -266,19 +264,7 @@ class Reconciler:
 
     async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
         """The audit trail behind a number; None: its last ``limit`` occurrences."""
-        trail = self.audit.trail
-        if after is None:
-            after = max(0, trail.next - 1 - limit)
-        if wait:
-            await self.audit.news(after, wait)
-        occurrences = trail.after(after, limit)
-        return {
-            "interface": self._interface,
-            "process": self._process,
-            "missed": max(0, trail.oldest - 1 - after),
-            "last": occurrences[-1].number if occurrences else trail.next - 1,
-            "events": self.audit.documents(occurrences),
-        }
+        return {"interface": self._interface, **await self.audit.events(after, limit, wait)}
 
     async def plan(self) -> dict[str, Any]:
         """Read the interface and return what a reconcile would change now, changing nothing."""

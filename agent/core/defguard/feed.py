@@ -26,7 +26,7 @@ from agent.core.defguard.messages import (
 from agent.core.defguard.picture import Picture
 from agent.encoding import format_key
 from agent.errors import AgentError, GuardError, InvalidMessage
-from agent.model import Change, Now, PeerStats, RefusedPeer, SessionPolicy, Snapshot
+from agent.model import Change, Now, PeerStats, SessionPolicy, Snapshot
 from agent.ports import AccessRules, Inbox, Outcome, Reports, Verdict
 
 STATS_LIMIT: Final = 1_000
@@ -76,7 +76,6 @@ class Feed:
         self._reports = reports
         self._acl = acl
         self._clock = read_clock
-        self._refused: frozenset[RefusedPeer] = frozenset()
         self._kept = ""
         self._failure = ""
         self._due: tuple[Acl | None, InvalidMessage | None] | None = None
@@ -197,9 +196,6 @@ class Feed:
         """Take note of what Defguard has no word for: revisions in force, and ends of sessions."""
         applied = self._reports.applied()
         if applied is not None:
-            for refused in set(applied.refused) - self._refused:
-                _log.warning("peer refused", public_key=refused.public_key, reason=refused.reason)
-            self._refused = frozenset(applied.refused)
             self._reports.applied_accepted(applied)
         try:
             while ends := self._reports.ends(STATS_LIMIT):
