@@ -72,6 +72,6 @@ def _hanging(before: str, text: str, style: str = "") -> Group:
     """The text folded beside what stands before it."""
     first, *rest = Text(shown(text)).wrap(console(), max(20, console().width - len(before))) or [Text()]
     return Group(
-        Text(before, style=style).append_text(Text(first.plain.rstrip(), style="")),
+        Text.assemble((before, style), first.plain.rstrip()),
         *(Padding(Text(part.plain.rstrip()), (0, 0, 0, len(before))) for part in rest),
     )
