@@ -121,22 +121,25 @@ class GatewayService:
         self._met = True
         if self._missing is not None:
             self._missing.cancel()
-        self._connection = asyncio.create_task(self._follow(responses, context), name="core: connection")
-        error: AgentError | None = CoreUnavailable("core closed its connection", "it dials again by itself")
-        try:
-            await self._connection
-            error = None
-        except AgentError as failure:
-            error = failure
-        finally:
-            self._connection.cancel()
-            await asyncio.wait({self._connection})
-            self._connection = None
-            if error is not None:
-                self._lost(error)
-            else:
-                # The agent has closed it, to be told the whole: that is no fault while core comes back.
-                self._missing = asyncio.create_task(self._miss(), name="core: asked to dial again")
+        connection = asyncio.create_task(self._follow(responses, context), name="core: connection")
+        # gRPC may cancel this call at any step, also after core's stream has ended: nothing that has to be
+        # done at the end may wait for its turn here.
+        connection.add_done_callback(self._over)
+        self._connection = connection
+        with contextlib.suppress(AgentError):
+            await connection
+
+    def _over(self, connection: asyncio.Task[None]) -> None:
+        """Let core in again, and take note of why it has gone."""
+        self._connection = None
+        failure = asyncio.CancelledError() if connection.cancelled() else connection.exception()
+        if failure is None:
+            # The agent has closed it, to be told the whole: that is no fault while core comes back.
+            self._missing = asyncio.create_task(self._miss(), name="core: asked to dial again")
+        elif isinstance(failure, AgentError):
+            self._lost(failure)
+        else:
+            self._lost(_closed())
 
     async def _miss(self) -> None:
         await asyncio.sleep(BACK)
@@ -187,7 +190,7 @@ class GatewayService:
             await context.write(wire.CoreRequest(id=1, config_request=Empty()))
             await self._take_whole(feed, queue)
             reporting = asyncio.create_task(self._report(feed, context), name="core: reports")
-            await self._take_updates(feed, queue, reporting, context)
+            await self._take_updates(feed, queue, reporting)
         finally:
             reading.cancel()
             if reporting is not None:
@@ -205,7 +208,7 @@ class GatewayService:
         except TimeoutError:
             raise CoreUnavailable("core did not send its configuration") from None
         if told is None:
-            raise CoreUnavailable("core closed its connection", "it dials again by itself")
+            raise _closed()
         if isinstance(told, InvalidMessage):
             self._inbox.core_sent_rubbish(told)
             raise told
@@ -213,18 +216,15 @@ class GatewayService:
         await feed.whole(told)
 
     async def _take_updates(
-        self, feed: Feed, queue: asyncio.Queue[_Told | None], reporting: asyncio.Task[None], context: Any
+        self, feed: Feed, queue: asyncio.Queue[_Told | None], reporting: asyncio.Task[None]
     ) -> None:
         """Take in what comes; returns when only a new connection can help."""
         async with aclosing(batches(queue, self._inbox, reporting, self._quiet)) as news:
             async for told in news:
                 # Pings would have ended a connection that is none.
-                if not context.done():
-                    self._answered()
+                self._answered()
                 if await self._take(feed, told):
                     self._inbox.pull_wanted.set()
-                if context.done():
-                    raise CoreUnavailable("core closed its connection", "it dials again by itself")
         _log.info("core is to send the whole again: closing its connection")
 
     async def _take(self, feed: Feed, told: list[_Told | None]) -> bool:
@@ -233,7 +233,7 @@ class GatewayService:
         for one in told:
             if one is None:
                 await feed.updates(updates)
-                raise CoreUnavailable("core closed its connection", "it dials again by itself")
+                raise _closed()
             if isinstance(one, Configuration):
                 await feed.updates(updates)
                 updates.clear()
@@ -308,6 +308,10 @@ def _stats(report: Report) -> wire.PeerStats:
     )
     stats.latest_handshake.FromNanoseconds(int(report.latest_handshake * 1e9))
     return stats
+
+
+def _closed() -> CoreUnavailable:
+    return CoreUnavailable("core closed its connection", "it dials again by itself")
 
 
 async def _refuse(context: Any, code: grpc.StatusCode, details: str) -> NoReturn:
