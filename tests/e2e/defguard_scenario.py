@@ -56,13 +56,14 @@ def a_users_day(site: DefguardSite) -> None:
         until(lambda: pings.received >= before + 50, PATIENCE, "50 more replies")
     assert pings.lost == 0
 
-    # The user authenticates again while this gateway can't be reached: the new PSK is the one that counts.
-    site.core_away()
-    until(lambda: not site.status()["core_connected"], PATIENCE, "core missed")
+    # The user authenticates again while this gateway can't be reached, of which only pings tell: the new PSK
+    # is the one that counts.
+    site.cut_off()
+    until(lambda: not site.status()["core_connected"], PATIENCE, "core missed by pings")
     psk = format_key(os.urandom(32))
     site.authorise(client, psk)
     site.connect(client, psk)
-    site.core_back()
+    site.joined()
     # Another session is another stay on the interface: in between there is none.
     nothing = {"preshared_key": ""}
     until(
@@ -78,7 +79,7 @@ def a_users_day(site: DefguardSite) -> None:
 
     if site.generation == 2:
         authorised(site, client)
-        site.do("stop")
+        site.core_away()
         site.do("purge")
         links = site.gateway.run("ip", "-j", "link", "show").stdout
         assert site.interface not in links

@@ -98,17 +98,23 @@ class DefguardSite(Site):
         self.do("listen", port=CORE_PORT, cert=self._certificate, key=self._key)
 
     def core_away(self) -> None:
-        """Core is no longer there, nor its host: only pings can tell what has become of a connection."""
+        """Core goes, closing its connections as a process does that ends."""
         self.do("stop")
-        self.space.ip("link", "set", self._cable, "down")
 
     def core_back(self) -> None:
         """Core is there again."""
-        self.space.ip("link", "set", self._cable, "up")
         if self.generation == 1:
             self.listen()
         else:
             self.do("dial")
+
+    def cut_off(self) -> None:
+        """Core's cable is out: nothing says so, and core itself goes on."""
+        self.space.ip("link", "set", self._cable, "down")
+
+    def joined(self) -> None:
+        """Core's cable is in again."""
+        self.space.ip("link", "set", self._cable, "up")
 
     def restrict(self) -> None:
         """Core has access rules: of everything that nftables has to keep for them one."""
