@@ -34,9 +34,12 @@ def a_users_day(site: DefguardSite) -> None:
         assert site.do("adopt", hostname=GATEWAY)[-1] == "adopted"
         site.do("dial")
     until(lambda: site.status()["epoch"], PATIENCE, "the configuration")
-    held = site.gateway.run("wg", "show", site.interface, "private-key").stdout.strip()
-    assert held == format_key(PRIVATE_KEY)
-    assert (site.folder / "state" / "private.key").read_text().strip() == held
+
+    def held() -> str:
+        return site.gateway.run("wg", "show", site.interface, "private-key").stdout.strip()
+
+    until(lambda: held() == format_key(PRIVATE_KEY), PATIENCE, "core's key on the interface")
+    assert (site.folder / "state" / "private.key").read_text().strip() == held()
     site.attach(client)
     site.restrict()
     until(lambda: set(site.access_rules()) >= ACCESS_RULES, PATIENCE, "the access rules")
