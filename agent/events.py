@@ -16,11 +16,12 @@ from agent.sessions import Limits
 
 @dataclass(slots=True)
 class Pulled:
-    """A snapshot of core's."""
+    """A snapshot of core's; ``losses`` is how often core had been lost when it came."""
 
     snapshot: Snapshot
     answer: asyncio.Future[Outcome]
     verdict: Verdict = Verdict.HELD
+    losses: int = 0
 
 
 @dataclass(slots=True)

@@ -88,6 +88,7 @@ class Reconciler:
         self.core_lost_grace = core_lost_grace
         self.core_connected = False
         self.core_error = ""
+        self._losses = 0
         patience = Patience(self._meanwhile)
         self._books = Books(journal, state, patience)
         self._warden = warden
@@ -151,7 +152,7 @@ class Reconciler:
         """Queue a snapshot, or changes in their order."""
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if isinstance(message, Snapshot):
-            self._queue.put_nowait(Pulled(message, answer))
+            self._queue.put_nowait(Pulled(message, answer, losses=self._losses))
         else:
             self._queue.put_nowait(Changes(message, received_at, answer))
         return answer
@@ -181,6 +182,7 @@ class Reconciler:
         """The last exchange with core failed."""
         if self.core_connected:
             self.audit.core_lost(error)
+        self._losses += 1
         self.core_connected, self.core_error = False, str(error)
         self._metrics.core_connected.set(0)
         self.settled.set()
@@ -453,8 +455,10 @@ class Reconciler:
             return
         if pulled.verdict is not Verdict.APPLIED:
             return
-        # Said here as well, so that whoever waits for the first state does not find core unreachable.
-        self.core_answered()
+        # Said here as well, so that whoever waits for the first state does not find core unreachable. Core
+        # may have gone since it sent this, though.
+        if pulled.losses == self._losses:
+            self.core_answered()
         state, now = self.state, self._clock()
         self._keeper.build()
         state.load(snapshot, now)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.errors import InvalidMessage
+from agent.errors import CoreUnavailable, InvalidMessage
 from agent.model import Change, Refusal, UnreadablePeer
 from agent.ports import Verdict
 from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
@@ -116,6 +116,21 @@ def test_another_epoch_may_start_over_but_only_by_a_pull(world: World) -> None:
         outcome = await agent.give(core.same([live(1), live(2)], epoch="e2", revision=1))
         assert (outcome.verdict, str(outcome.position)) == (Verdict.APPLIED, "e2:1")
         assert set(world.on_interface()) == {key(1), key(2)}
+
+    with_agent(world, scenario)
+
+
+def test_core_that_went_away_is_not_found_again_by_what_it_sent_before(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        reconciler = agent.reconciler
+        reconciler.core_answered()
+        answer = reconciler.submit(core.state([live(1)]), time.monotonic())
+        reconciler.core_failed(CoreUnavailable("core has gone"))
+        assert (await answer).verdict is Verdict.APPLIED
+        assert set(world.on_interface()) == {key(1)}
+        assert not reconciler.core_connected
+        await agent.give(core.state([live(1)]))
+        assert reconciler.core_connected
 
     with_agent(world, scenario)
 
