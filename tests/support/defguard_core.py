@@ -319,7 +319,6 @@ class SecondGeneration:
         self.streams = 0
         self._queue: asyncio.Queue[v2.CoreResponse] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._made: grpc.aio.Channel | None = None
         self._number = 0
 
     # Adoption.
@@ -401,18 +400,13 @@ class SecondGeneration:
 
     async def stop(self) -> None:
         if self._task is not None:
-            made = self._made
             self._task.cancel()
             await asyncio.wait({self._task})
             self._task = None
-            if made is not None:
-                # Whatever became of the cancellation inside gRPC: nothing of the connection is left.
-                await made.close(None)
 
     async def _run(self) -> None:
         while True:
             async with self.channel() as made:
-                self._made = made
                 try:
                     await self._follow(made)
                 except grpc.aio.AioRpcError as error:
