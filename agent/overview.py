@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from agent.encoding import format_key, format_time
 from agent.metrics import PeerSeries
-from agent.model import Now, ObservedDevice, PublicKey, Refusal, UnreadablePeer
-from agent.plan import CUT, Mirror, describe, make_plan
+from agent.model import Now, ObservedDevice, PresharedKey, PublicKey, Refusal, UnreadablePeer
+from agent.plan import CUT, Held, Mirror, describe, make_plan
 from agent.state import State
 
 PeerState = Literal["up", "waiting", "refused"]
@@ -23,12 +23,21 @@ def peer_state(state: State, mirror: Mirror, key: PublicKey) -> PeerState:
     return "up" if held is not None and held.tenure != CUT else "waiting"
 
 
+def moment(boot: float | None, now: Now) -> str | None:
+    """A moment of boot time as the wall clock has it today, in RFC 3339; None stays None."""
+    return None if boot is None else format_time(now.wall - now.boot + boot)
+
+
 def status(state: State, mirror: Mirror, now: Now, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of ``wg-agent status --json``; ``about`` is what the daemon adds about itself."""
-    roster = state.roster
+    """The document of ``wg-agent status --json``; ``about`` is what the daemon adds about itself.
+
+    ``session_life`` is what ``time_left`` counts down from, in seconds. ``rx_rate`` and ``tx_rate`` are in
+    bytes a second between the last two looks at the interface; None before there were two.
+    """
+    roster, sessions, book = state.roster, state.sessions, state.traffic
     peers = []
     for key, peer in roster.peers.items():
-        session, traffic = state.sessions.get(key), state.traffic.get(key)
+        session, traffic, rates = sessions.get(key), book.get(key), book.rates(key)
         entry: dict[str, Any] = {
             "public_key": format_key(key),
             "name": peer.name,
@@ -36,11 +45,15 @@ def status(state: State, mirror: Mirror, now: Now, about: Mapping[str, Any]) -> 
             "allowed_ips": [str(prefix) for prefix in peer.allowed_ips],
             "session_id": None if session is None else session.id,
             "expires_at": None if session is None else format_time(session.ends_at),
+            "granted_at": None if session is None else format_time(session.granted_at),
+            "session_life": None if session is None else round(session.ends_at - session.granted_at, 3),
             "time_left": None if session is None else round(max(0.0, session.deadline.remaining(now)), 3),
             "latest_handshake": format_time(traffic.latest_handshake) if traffic.latest_handshake else None,
             "endpoint": None if traffic.endpoint is None else str(traffic.endpoint),
             "rx_bytes": traffic.rx_bytes,
             "tx_bytes": traffic.tx_bytes,
+            "rx_rate": rates and round(rates[0], 1),
+            "tx_rate": rates and round(rates[1], 1),
             "mfa_exempt": peer.mfa_exempt,
         }
         if key in roster.refused:
@@ -52,6 +65,7 @@ def status(state: State, mirror: Mirror, now: Now, about: Mapping[str, Any]) -> 
         "revision": None if state.epoch is None else state.revision,
         "mfa_required": None if state.location is None else state.location.mfa_required,
         "location": None if state.location is None else state.location.name,
+        "observed_at": moment(state.traffic.looked_at, now),
         "peers": [*peers, *map(_unreadable, roster.unreadable)],
     }
 
@@ -65,11 +79,15 @@ def _unreadable(peer: UnreadablePeer) -> dict[str, Any]:
         "allowed_ips": [],
         "session_id": None,
         "expires_at": None,
+        "granted_at": None,
+        "session_life": None,
         "time_left": None,
         "latest_handshake": None,
         "endpoint": None,
         "rx_bytes": 0,
         "tx_bytes": 0,
+        "rx_rate": None,
+        "tx_rate": None,
         "mfa_exempt": False,
         "reason": peer.reason.value,
     }
@@ -100,26 +118,67 @@ def plan(interface: str, state: State, mirror: Mirror, device: ObservedDevice, n
     """
     trial = mirror.copy()
     drift, _ = trial.observe(device)
+    described: list[dict[str, Any]] = []
     peers = state.roster.peers
     keys = peers.keys() | trial.peers.keys()
-    operations = make_plan(((key, state.wanted(key, now)) for key in keys), trial)
-    return {
-        "interface": interface,
-        "operations": [
+    for operation in make_plan(((key, state.wanted(key, now)) for key in keys), trial):
+        key = operation.public_key
+        session, before = state.sessions.get(key), trial.peers.get(key)
+        trial.acknowledge(operation)
+        after = trial.peers.get(key)
+        observed = device.peers.get(key)
+        described.append(
             {
-                "public_key": format_key(operation.public_key),
-                "name": peers[operation.public_key].name if operation.public_key in peers else "",
+                "public_key": format_key(key),
+                "name": _name(state, key),
                 "operation": type(operation).__name__.removesuffix("Peer").lower(),
                 "change": describe(operation),
+                "before": _in_a_plan(before),
+                "after": _in_a_plan(after),
+                "preshared_key_changes": _psk(before) != _psk(after),
+                "endpoint": None if observed is None or observed.endpoint is None else str(observed.endpoint),
+                "session_id": None if session is None else session.id,
+                "why": _why_off(state, key) if after is None else "",
             }
-            for operation in operations
-        ],
+        )
+    return {
+        "interface": interface,
+        "operations": described,
         "drift": [
             {
                 "kind": difference.kind.value,
                 "public_key": None if difference.public_key is None else format_key(difference.public_key),
+                "name": _name(state, difference.public_key),
                 "detail": difference.detail,
             }
             for difference in drift
         ],
     }
+
+
+def _in_a_plan(held: Held | None) -> dict[str, Any] | None:
+    """What a plan shows of a peer before or after an operation; of its PSK only whether it has one."""
+    if held is None:
+        return None
+    return {
+        "allowed_ips": [str(prefix) for prefix in held.allowed_ips],
+        "persistent_keepalive": held.persistent_keepalive,
+        "preshared_key": held.preshared_key is not None,
+    }
+
+
+def _psk(held: Held | None) -> PresharedKey | None:
+    return None if held is None else held.preshared_key
+
+
+def _why_off(state: State, key: PublicKey) -> str:
+    """Why a peer is not to be on the interface."""
+    if key not in state.roster.peers:
+        return "not listed by core"
+    refusal = state.roster.refused.get(key)
+    return "no live session" if refusal is None else f"refused: {refusal}"
+
+
+def _name(state: State, key: PublicKey | None) -> str:
+    peer = None if key is None else state.roster.peers.get(key)
+    return "" if peer is None else peer.name

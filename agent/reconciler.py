@@ -13,7 +13,7 @@ from typing import Any, Final, assert_never
 
 import structlog
 
-from agent import clock, explanation, overview
+from agent import __version__, clock, explanation, overview
 from agent.audit import Audit
 from agent.books import Books
 from agent.encoding import format_key
@@ -114,6 +114,11 @@ class Reconciler:
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._fence = Fence()
         self._core_lost = False
+        self._born = read_clock().boot
+        self._core_since: float | None = None
+        """Boot time since when core has been connected, or has not; None before the first exchange."""
+        self._synced: float | None = None
+        """Boot time when a state or a change of core's was last put in force."""
         self._next = Step()
         """What the next step answers for: also what is taken in while one is under way."""
         self._loading = False
@@ -175,6 +180,7 @@ class Reconciler:
         """The last exchange with core succeeded."""
         if not self.core_connected:
             self.audit.core_found()
+            self._core_since = self._clock().boot
         self.core_connected, self.core_error = True, ""
         self._metrics.core_connected.set(1)
 
@@ -183,6 +189,8 @@ class Reconciler:
         if self.core_connected:
             self.audit.core_lost(error)
         self._losses += 1
+        if self.core_connected or self._core_since is None:
+            self._core_since = self._clock().boot
         self.core_connected, self.core_error = False, str(error)
         self._metrics.core_connected.set(0)
         self.settled.set()
@@ -235,17 +243,24 @@ class Reconciler:
 
     def status(self) -> dict[str, Any]:
         """The document of ``wg-agent status --json``."""
+        now = self._clock()
         about = {
             "interface": self._interface,
+            "version": __version__,
+            "started_at": overview.moment(self._born, now),
+            "link_up": self.up,
             "core_connected": self.core_connected,
             "core_error": self.core_error,
+            "core_since": overview.moment(self._core_since, now),
+            "synced_at": overview.moment(self._synced, now),
             "expiry_late": self.expiry_late,
             "journal_ok": self._books.ok,
             "device_error": self._broken,
+            "guard": "none" if self._warden is None else self._warden.condition,
             "guard_error": "" if self._warden is None else self._warden.fault,
             "reap_backlog": len(self.writer.to_reap),
         }
-        return overview.status(self.state, self.writer.mirror, self._clock(), about)
+        return overview.status(self.state, self.writer.mirror, now, about)
 
     def explain(self, what: str) -> dict[str, Any]:
         """Why the peers that ``what`` names are on the interface or not."""
@@ -611,7 +626,9 @@ class Reconciler:
         if step.pulled:
             self.settled.set()
         if step.pulled or step.changed:
-            self._metrics.last_sync.set(self._clock().wall)
+            now = self._clock()
+            self._synced = now.boot
+            self._metrics.last_sync.set(now.wall)
             self._metrics.applied_revision.set(0 if position is None else position.revision)
         self.reports.in_kernel(position, pulled=step.pulled)
         refused = self.reports.refused() if step.waiting else ()

@@ -339,6 +339,7 @@ class State:
     def observe(self, device: ObservedDevice, now: Now) -> list[PublicKey]:
         """Take in handshakes and counters, then end sessions without life; return who changed."""
         changed = []
+        self.traffic.look(now.boot)
         keys, self._seen = moved(self._seen, device.peers), device.peers
         for key in keys:
             observed = device.peers[key]

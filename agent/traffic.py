@@ -39,6 +39,12 @@ class TrafficBook:
     def __init__(self) -> None:
         self._book: dict[PublicKey, Traffic] = {}
         self._unreported: dict[PublicKey, None] = {}
+        self.looked_at: float | None = None
+        """Boot time of the last look; None before the first."""
+        self._span: float | None = None
+        """Seconds between the last two looks."""
+        self._gains: dict[PublicKey, tuple[int, int]] = {}
+        """What the last look found received and sent since the one before, of those who have changed."""
 
     def restore(self, rows: Iterable[tuple[PublicKey, Traffic]]) -> None:
         """Start from what the journal holds."""
@@ -64,6 +70,22 @@ class TrafficBook:
         for key in list(self._book):
             self.added(key)
 
+    def look(self, boot: float) -> None:
+        """Begin a look at boot time ``boot``: what ``observe`` takes in from here on belongs to it."""
+        self._span = None if self.looked_at is None else boot - self.looked_at
+        self.looked_at = boot
+        self._gains = {}
+
+    def rates(self, key: PublicKey) -> tuple[float, float] | None:
+        """Bytes a second received from a peer and sent to it, between the last two looks.
+
+        None if there were not two looks: how long what the first one found had taken is not known.
+        """
+        if not self._span or self._span < 0:
+            return None
+        received, sent = self._gains.get(key, (0, 0))
+        return received / self._span, sent / self._span
+
     def observe(self, observed: ObservedPeer) -> int | None:
         """Take in one look at a peer; return the bytes received since the last, None if nothing changed."""
         key = observed.public_key
@@ -81,14 +103,16 @@ class TrafficBook:
         ):
             return None
         received = rx - held.kernel_rx if rx >= held.kernel_rx else rx
+        sent = tx - held.kernel_tx if tx >= held.kernel_tx else tx
         self._book[key] = Traffic(
             min(held.rx_bytes + received, _MOST),
-            min(held.tx_bytes + (tx - held.kernel_tx if tx >= held.kernel_tx else tx), _MOST),
+            min(held.tx_bytes + sent, _MOST),
             rx,
             tx,
             handshake,
             endpoint,
         )
+        self._gains[key] = received, sent
         self._unreported[key] = None
         return received
 

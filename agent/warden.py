@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import structlog
 from msgspec import Struct
@@ -113,6 +113,13 @@ class Warden:
         if not self._up or held is None:
             return False
         return held.deadline is None or not held.deadline.passed(now)
+
+    @property
+    def condition(self) -> Literal["in_force", "missing", "not_needed"]:
+        """How things stand with the table, as far as is known."""
+        if self._up:
+            return "in_force"
+        return "missing" if self.needed else "not_needed"
 
     async def start(self) -> GuardContents | None:
         """See whether an earlier life has left a table, and return what it holds.

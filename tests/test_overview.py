@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from agent.model import CutPeer, Refusal, UnreadablePeer
-from agent.overview import counts, peer_series, peer_state, plan, status
+from agent.encoding import format_key
+from agent.model import CutPeer, Endpoint, Refusal, SessionPolicy, UnreadablePeer
+from agent.overview import counts, moment, peer_series, peer_state, plan, status
 from agent.plan import Mirror, make_plan
 from agent.state import State
 from tests.support.builders import (
@@ -35,6 +36,7 @@ def held(*peers: object, **members: object) -> tuple[State, Mirror]:
     return state, mirror
 
 
+HOME = Endpoint(b"\xcb\x00\x71\x09", 51000)
 ALL = (
     peer(1, name="alice", session=grant("s1", 1, lasts=60)),
     peer(2, name="bob"),
@@ -76,16 +78,41 @@ def test_status_shows_exactly_cores_list() -> None:
         "allowed_ips": ["10.8.0.1/32"],
         "session_id": "s1",
         "expires_at": "2027-01-15T08:01:00.000Z",
+        "granted_at": "2027-01-15T08:00:00.000Z",
+        "session_life": 60.0,
         "time_left": 50.0,
         "latest_handshake": "2027-01-15T08:00:05.500Z",
         "endpoint": None,
         "rx_bytes": 10,
         "tx_bytes": 20,
+        "rx_rate": None,
+        "tx_rate": None,
         "mfa_exempt": False,
     }
     assert (bob["state"], bob["session_id"], bob["latest_handshake"]) == ("waiting", None, None)
     assert (carol["state"], carol["reason"]) == ("refused", "prefix_claimed")
     assert router["mfa_exempt"] is True
+
+
+def test_rates_come_with_the_second_look() -> None:
+    state, mirror = held(*ALL)
+    for rx, seconds in ((1000, 0), (1600, 30)):
+        state.observe(device(observed(1, preshared_key=1, handshake=CORE, rx=rx, tx=0)), after(seconds))
+    document = status(state, mirror, after(40), {})
+    rates = {peer["name"]: (peer["rx_rate"], peer["tx_rate"]) for peer in document["peers"]}
+    assert (rates["alice"], rates["bob"]) == ((20.0, 0.0), (0.0, 0.0))
+    assert document["observed_at"] == "2027-01-15T08:00:30.000Z"
+
+
+def test_the_life_of_a_session_is_that_under_the_ceilings() -> None:
+    state, mirror = held(peer(1, session=grant("s1", 1, lasts=7200)), policy=SessionPolicy(max_lifetime=3600))
+    (shown,) = status(state, mirror, after(600), {})["peers"]
+    assert (shown["session_life"], shown["time_left"]) == (3600.0, 3000.0)
+
+
+def test_a_moment_is_told_by_the_wall_clock_of_today() -> None:
+    assert moment(NOW.boot - 60, after(0, step=3600)) == "2027-01-15T08:59:00.000Z"
+    assert moment(None, NOW) is None
 
 
 def test_before_the_first_state_the_status_says_so() -> None:
@@ -139,8 +166,51 @@ def test_the_plan_shows_what_would_be_done_and_does_nothing() -> None:
     assert operations.keys() == {("update", "alice"), ("remove", ""), ("add", "")}
     assert operations["update", "alice"] == "update: allowed ips 10.8.0.1/32"
     assert sorted(d["kind"] for d in document["drift"]) == ["allowed_ips", "peer_added", "peer_removed"]
+    assert {d["kind"]: d["name"] for d in document["drift"]}["allowed_ips"] == "alice"
     assert mirror.peers == before
     assert not state.dirty
+
+
+def test_a_plan_tells_of_each_peer_what_was_and_what_comes() -> None:
+    state, mirror = held(*ALL)
+    found = observed(1, "10.8.0.1", "10.8.0.200", preshared_key=1, keepalive=7, endpoint=HOME)
+    stranger = observed(77, preshared_key=77, endpoint=HOME)
+    document = plan("wg0", state, mirror, device(found, stranger), NOW)
+    by_key = {entry["public_key"]: entry for entry in document["operations"]}
+    update, removed, added = (by_key[format_key(key(number))] for number in (1, 77, 5))
+
+    assert update["before"] == {
+        "allowed_ips": ["10.8.0.1/32", "10.8.0.200/32"],
+        "persistent_keepalive": 7,
+        "preshared_key": True,
+    }
+    assert update["after"] == {
+        "allowed_ips": ["10.8.0.1/32"],
+        "persistent_keepalive": 0,
+        "preshared_key": True,
+    }
+    assert (update["preshared_key_changes"], update["session_id"], update["why"]) == (False, "s1", "")
+    assert (removed["after"], removed["why"]) == (None, "not listed by core")
+    assert removed["endpoint"] == "203.0.113.9:51000"
+    assert (added["before"], added["preshared_key_changes"], added["endpoint"]) == (None, True, None)
+
+
+def test_a_plan_says_why_a_peer_has_to_go() -> None:
+    state, mirror = held(*ALL)
+    state.block([key(5)], Refusal.DEVICE)
+    there = device(*(observed(n, preshared_key=n) for n in (1, 5)), observed(2))
+    why = {entry["name"]: entry["why"] for entry in plan("wg0", state, mirror, there, NOW)["operations"]}
+    assert why == {"": "refused: device_refused", "bob": "no live session"}
+
+
+def test_another_psk_in_a_plan_is_told_as_a_change_only() -> None:
+    state, mirror = held(*ALL)
+    there = device(observed(1, preshared_key=9), observed(5, preshared_key=5))
+    document = plan("wg0", state, mirror, there, NOW)
+    assert [entry["operation"] for entry in document["operations"]] == ["remove", "add"]
+    removed, added = document["operations"]
+    assert removed["before"]["preshared_key"] is True
+    assert added["preshared_key_changes"] is True
 
 
 @pytest.mark.parametrize("seconds", [0, 60])

@@ -34,6 +34,41 @@ def test_a_look_without_news_says_so() -> None:
     assert book.observe(observed(1, rx=1, handshake=6.0, endpoint=AWAY)) == 0
 
 
+def test_rates_are_of_the_time_between_the_last_two_looks() -> None:
+    book = TrafficBook()
+    book.restore([(key(1), Traffic(1000, 100, 1000, 100))])
+    book.look(50.0)
+    book.observe(observed(1, rx=5000, tx=100))
+    assert book.rates(key(1)) is None
+    assert book.looked_at == 50.0
+
+    book.look(60.0)
+    book.observe(observed(1, rx=5500, tx=120))
+    assert book.rates(key(1)) == (50.0, 2.0)
+    assert book.rates(key(2)) == (0.0, 0.0)
+
+    book.look(90.0)
+    assert book.rates(key(1)) == (0.0, 0.0)
+
+
+def test_the_rate_of_a_peer_added_afresh_is_not_negative() -> None:
+    book = TrafficBook()
+    book.look(0.0)
+    book.observe(observed(1, rx=1000, tx=1000))
+    book.added(key(1))
+    book.look(10.0)
+    book.observe(observed(1, rx=300, tx=20))
+    assert book.rates(key(1)) == (30.0, 2.0)
+
+
+def test_two_looks_at_once_have_no_rate() -> None:
+    book = TrafficBook()
+    book.look(5.0)
+    book.look(5.0)
+    book.observe(observed(1, rx=300))
+    assert book.rates(key(1)) is None
+
+
 def test_counters_go_on_when_the_peer_is_added_afresh() -> None:
     book = TrafficBook()
     book.observe(observed(1, rx=100, tx=10))
