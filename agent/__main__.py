@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from agent import __version__
+from agent.commands.options import add_status_options
 from agent.errors import AgentError, ConfigError
 
 _COMMANDS: Final = {
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in _COMMANDS:
         if name in _WITH_DATA:
             parsers[name].add_argument("--json", action="store_true", help="print JSON")
-    parsers["status"].add_argument("--watch", action="store_true", help="refresh every 2 s until Ctrl-C")
+    add_status_options(parsers["status"])
     parsers["explain"].add_argument(
         "what", metavar="KEY|IP|NAME", help="a public key or its beginning, an address or prefix, or a name"
     )

@@ -107,7 +107,7 @@ def a_core(context: ssl.SSLContext | None = None, socket: Path | None = None) ->
 class Agent:
     """What answers the operator's socket in place of a daemon."""
 
-    peers: list[dict[str, Any]] = field(default_factory=list)
+    peers: Sequence[dict[str, Any]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     planned: dict[str, Any] = field(default_factory=dict)
     with_session: set[PublicKey] = field(default_factory=set)
@@ -123,6 +123,14 @@ class Agent:
             "interface": "wg0",
             "core_connected": True,
             "core_error": "",
+            "core_since": None,
+            "synced_at": None,
+            "version": "1.2.3",
+            "started_at": None,
+            "observed_at": None,
+            "link_up": True,
+            "guard": "in_force",
+            "guard_error": "",
             "expiry_late": False,
             "journal_ok": True,
             "device_error": "",
@@ -208,10 +216,14 @@ def peer(key: PublicKey, **changed: Any) -> dict[str, Any]:
         "allowed_ips": ["10.8.0.5/32"],
         "session_id": None,
         "expires_at": None,
+        "granted_at": None,
+        "session_life": None,
         "time_left": None,
         "latest_handshake": None,
         "endpoint": None,
         "rx_bytes": 0,
         "tx_bytes": 0,
+        "rx_rate": None,
+        "tx_rate": None,
         "mfa_exempt": False,
     } | changed

@@ -25,7 +25,18 @@ def test_the_version_is_the_packages() -> None:
     assert wg_agent("--version").stdout == f"wg-agent {__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [(), ("fly",), ("status", "--jsn"), ("status", "wg0"), ("plan", "--watch")])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("fly",),
+        ("status", "--jsn"),
+        ("plan", "wg0"),
+        ("status", "--state", "gone"),
+        ("status", "--sort", "luck"),
+        ("plan", "--watch"),
+    ],
+)
 def test_wrong_usage_ends_with_2(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert usage_error(*argv)
     assert "usage: wg-agent" in capsys.readouterr().err

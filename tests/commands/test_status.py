@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.__main__ import main
-from agent.commands.status import size, span
-from agent.encoding import format_key, format_time
+from agent.encoding import format_key
 from tests.commands.parts import ALICE, BOB, NOBODY, Agent, an_agent, peer, write_config
 
 
@@ -35,71 +35,79 @@ def test_json_is_the_agents_document(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(shown(tmp_path, agent, capsys, "--json")) == agent.status()
 
 
-def test_a_row_shows_session_time_left_handshake_endpoint_traffic_and_state(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    up = peer(
-        ALICE,
-        state="up",
-        session_id="s-19",
-        time_left=3725.4,
-        latest_handshake=format_time(time.time() - 63),
-        endpoint="203.0.113.9:51000",
-        rx_bytes=1536,
-        tx_bytes=3 << 20,
-    )
-
-    row = line_with(shown(tmp_path, Agent([up]), capsys), "alice-laptop").split("  ")
-
-    cells = [cell.strip() for cell in row if cell]
-    assert cells[:4] == ["alice-laptop", "up", "s-19", "1h02m"]
-    assert cells[4] in {"1m03s ago", "1m04s ago", "1m05s ago"}
-    assert cells[5:] == ["203.0.113.9:51000", "1.5 KiB", "3.0 MiB", format_key(ALICE)]
-
-
-def test_peers_are_ordered_by_state_and_a_refused_one_says_why(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    agent = Agent(
-        [
-            peer(ALICE, name="carol", state="refused", reason="prefix_claimed"),
-            peer(BOB, name="bob"),
-            peer(NOBODY, name="dave", state="up"),
-        ],
-    )
+def test_a_pipe_gets_a_line_for_each_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = Agent([peer(ALICE), peer(BOB, name="bob", state="up")])
 
     text = shown(tmp_path, agent, capsys)
 
-    assert text.index("dave") < text.index("bob") < text.index("carol")
-    assert "refused: prefix_claimed" in line_with(text, "carol")
-    assert "never" in line_with(text, "bob")
-    assert "1 up, 1 waiting, 1 refused" in text
+    assert "\x1b" not in text
+    assert "up" in line_with(text, format_key(BOB)).split()
+    assert text.index("bob") < text.index("alice-laptop")
 
 
-def test_health_is_told_with_its_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    about = {
-        "core_connected": False,
-        "core_error": "core refuses the token (401)",
-        "journal_ok": False,
-        "device_error": "wg0 is gone",
-        "expiry_late": True,
-        "reap_backlog": 7,
-    }
-
-    text = shown(tmp_path, Agent(about=about), capsys)
-
-    assert "wg0: core unreachable, epoch b7e1 revision 42" in text
-    assert "core: core refuses the token (401)" in text
-    assert "journal can't be written" in text
-    assert "interface: wg0 is gone" in text
-    assert "past their deadline are still on the interface" in text
-    assert "7 peers are cut" in text
+PEERS = [
+    peer(ALICE, name="alice-laptop", state="up", time_left=50.0, allowed_ips=["10.8.0.5/32"]),
+    peer(BOB, name="Bob's phone", time_left=10.0, allowed_ips=["10.8.0.9/32", "fd00:8::9/128"]),
+    peer(NOBODY, name="site", state="refused", reason="prefix_claimed", allowed_ips=["10.9.0.0/16"]),
+]
 
 
-def test_an_agent_without_a_state_yet_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    about = {"epoch": None, "revision": None, "mfa_required": None, "location": None}
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        ((), ["alice-laptop", "Bob's phone", "site"]),
+        (("bob",), ["Bob's phone"]),
+        (("10.9.7.1",), ["site"]),
+        (("--state", "refused", "--state", "up"), ["alice-laptop", "site"]),
+        (("--state", "refused,waiting"), ["Bob's phone", "site"]),
+        (("--sort", "left"), ["Bob's phone", "alice-laptop", "site"]),
+        (("--sort", "name", "10.0.0.0/8", "--state", "waiting,refused"), ["Bob's phone", "site"]),
+        (("alice", "--state", "refused"), []),
+    ],
+)
+def test_peers_are_chosen_and_sorted(
+    argv: tuple[str, ...], names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(tmp_path, Agent(PEERS), capsys, *argv)
 
-    assert "no state from core yet" in shown(tmp_path, Agent(about=about), capsys)
+    order = sorted((name for name in map(name_of, PEERS) if name in text), key=text.index)
+    assert order == names
+    assert ("of 3 peers" in text) is (len(names) < 3)
+
+
+def name_of(peer: dict[str, Any]) -> str:
+    return str(peer["name"])
+
+
+def test_json_has_the_chosen_peers_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = Agent(PEERS)
+
+    text = shown(tmp_path, agent, capsys, "--json", "--sort", "left", "10.8.0.0/24")
+
+    assert json.loads(text) == {**agent.status(), "peers": [PEERS[1], PEERS[0]]}
+
+
+@pytest.mark.parametrize("argv", [("carol",), ("carol", "--json"), ("carol", "--watch"), ("10.8.0.77",)])
+def test_who_matches_nobody_is_told_so_with_exit_code_1(
+    argv: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path)
+    with an_agent(path, Agent(PEERS)):
+        assert main(["status", "-c", str(path), *argv]) == 1
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"no peer answers to '{argv[0]}'" in printed.err
+
+
+def test_an_interface_in_place_of_a_peer_is_told_where_it_belongs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path)
+    with an_agent(path, Agent(PEERS)):
+        assert main(["status", "-c", str(path), "wg0"]) == 1
+
+    assert "-i wg0" in capsys.readouterr().err
 
 
 def test_names_can_neither_style_nor_drive_the_terminal(
@@ -145,18 +153,3 @@ def test_watch_shows_changes_until_ctrl_c(tmp_path: Path) -> None:
         assert process.wait(20) == 0
     os.close(leader)
     os.close(follower)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0s"), (59.9, "59s"), (185, "3m05s"), (8_050, "2h14m"), (273_700, "3d04h")]
-)
-def test_a_span_has_its_two_largest_units(seconds: float, text: str) -> None:
-    assert span(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB"), (1 << 63, "8192.0 PiB")],
-)
-def test_a_size_has_the_unit_that_leaves_few_digits(count: int, text: str) -> None:
-    assert size(count) == text
