@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from typing import Final
 
 from agent.commands import check_core, check_defguard, check_files, check_host
 from agent.commands.chosen import Choice, choose
 from agent.commands.findings import Finding, Mark, fault, ok, skipped
-from agent.commands.output import console, print_json, say
+from agent.commands.output import console, print_json, print_lines
+from agent.commands.verdict import report
 from agent.config import Config
 from agent.errors import ConfigError, ConfigUnreadable, DeviceError
 from agent.hardening import forbid_core_dumps
 from agent.keys import Secrets
 from agent.model import Snapshot
-
-_SIGNS: Final = {
-    Mark.OK: ("✓", "green"),
-    Mark.INFO: ("·", ""),
-    Mark.WARNING: ("!", "yellow"),
-    Mark.FAULT: ("✗", "red"),
-    Mark.SKIPPED: ("-", "dim"),
-}
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -41,7 +33,8 @@ def execute(arguments: argparse.Namespace) -> int:
         checks = [finding.document() for finding in findings]
         print_json({"interface": name, "ok": good, "checks": checks})
     else:
-        _show(findings)
+        to = console()
+        print_lines(to, report(findings, to))
     return 0 if good else 1
 
 
@@ -109,12 +102,3 @@ async def _look_at_host(config: Config, snapshot: Snapshot | None) -> list[Findi
         findings.append(await check_host.listen_port(config, snapshot, backend))
         findings += check_host.listeners(config)
     return findings
-
-
-def _show(findings: list[Finding]) -> None:
-    to = console()
-    for finding in findings:
-        sign, style = _SIGNS[finding.mark]
-        say(to, f"{sign} {finding.check}: {finding.message}", style)
-        if finding.remedy:
-            say(to, f"    → {finding.remedy}")

@@ -61,9 +61,10 @@ def crosses(out: str) -> dict[str, str]:
     lines = out.splitlines()
     found = {}
     for line, below in zip(lines, [*lines[1:], ""], strict=True):
-        if line.startswith("✗ "):
-            assert below.startswith("    → "), line
-            found[line.removeprefix("✗ ")] = below.removeprefix("    → ")
+        if line.startswith("  ✗ "):
+            assert below.lstrip().startswith("→ "), line
+            question, message = re.split(r" {2,}", line.removeprefix("  ✗ "), maxsplit=1)
+            found[f"{question}: {message}"] = below.lstrip().removeprefix("→ ")
     return found
 
 
@@ -418,7 +419,7 @@ def test_peers_that_core_lists_wrongly_are_a_warning_without_their_secrets(
     main(["check", "-c", str(write_config(tmp_path, told.url))])
 
     out = capsys.readouterr().out
-    assert "! peers: wrongly listed in core, and so refused (2): " in out
+    assert "! peers          wrongly listed in core, and so refused (2): " in out
     assert "device-1 (invalid_allowed_ips)" in out
     assert "(invalid_public_key)" in out
     assert not {"\x1b"} & set(out)
