@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console
@@ -54,14 +55,24 @@ def chosen(document: Mapping[str, Any], arguments: argparse.Namespace) -> list[E
     return ordered(peers, arguments.sort or "state")
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector out: of 10,000 peers it takes half the time, and nothing is in cycles."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _print(document: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     peers = chosen(document, arguments)
     if arguments.json:
         print_json({**document, "peers": peers})
         return
     to = console()
-    screen = report(document, peers, clock.read().wall, to)
-    print_lines(to, screen.lines)
+    with _uncollected():
+        print_lines(to, report(document, peers, clock.read().wall, to).lines)
 
 
 def _watch(client: ControlClient, document: Mapping[str, Any], arguments: argparse.Namespace) -> None:
