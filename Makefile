@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what it needs first: see .ci/setup.
-.PHONY: help demo test reliability lint bench format lock proto clean
+.PHONY: help demo test reliability pictures lint bench format lock proto clean
 .DEFAULT_GOAL := help
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BIN := .venv/bin
@@ -8,6 +8,7 @@ help:
 	@echo "make demo    the whole product in two network namespaces, under a minute"
 	@echo "make test    every test, the kernel's under QEMU where needed, 15 to 40 minutes"
 	@echo "make reliability  every fault at full size; writes docs/reliability.md"
+	@echo "make pictures  the pictures of the documentation anew, from a real run; writes docs/pictures/"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   the agent beside wg at 10,000 to 100,000 peers, about an hour; writes build/bench.json"
 	@echo "make format  let ruff format and fix what it can"
@@ -30,6 +31,11 @@ reliability:
 	@$(if $(ARGS),,rm -f .cache/reliability.json)
 	@RELIABILITY=full .ci/as-root $(BIN)/pytest -m reliability \
 		--reliability-report=docs/reliability.md $(ARGS)
+
+# Each line draws some of docs/pictures anew.
+pictures:
+	@.ci/setup test
+	@.ci/as-root $(BIN)/python -m tests.pictures.screens $(ARGS)
 
 lint:
 	@.ci/setup lint

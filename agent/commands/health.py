@@ -90,7 +90,7 @@ def _core(document: Mapping[str, Any], wall: float) -> Iterator[_Fact]:
     else:
         text += f", epoch {document['epoch']} revision {document['revision']}"
     if document.get("synced_at"):
-        text += f", changed {_ago(document['synced_at'], wall)} ago"
+        text += f", last change {_ago(document['synced_at'], wall)} ago"
     yield _Fact("core", mark, text)
     if document.get("core_error"):
         yield _Fact("core", "bad", document["core_error"])

@@ -28,8 +28,8 @@ class Signs:
     warning: str = "!"
     info: str = "·"
     skipped: str = "-"
-    full: str = "█"
-    empty: str = "░"
+    full: str = "━"
+    empty: str = "─"
     cut: str = "…"
     arrow: str = "→"
 
@@ -61,7 +61,7 @@ class Screen:
         end = Segment.line()
         for line in self.lines:
             if isinstance(line, Text):
-                yield from line.render(to)
+                yield from Segment.apply_style(line.render(to), to.get_style(line.style))
             else:
                 yield from line
             yield end

@@ -40,7 +40,11 @@ def _lines(finding: Finding, label: int, to: Console, drawn: Signs) -> list[Text
     sign, style = _SIGNS[finding.mark]
     bright = style if finding.mark in {Mark.WARNING, Mark.FAULT} else ""
     about = Text.assemble(
-        "  ", (getattr(drawn, sign), style), " ", (finding.check.ljust(label), bright or style), "  "
+        "  ",
+        (getattr(drawn, sign), style),
+        " ",
+        (finding.check.ljust(label), bright or ("dim" if style == "dim" else "")),
+        "  ",
     )
     message = Text(shown(finding.message, to.encoding), bright or ("dim" if style == "dim" else ""))
     lines = folded(to, about, message)

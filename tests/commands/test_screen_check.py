@@ -82,6 +82,15 @@ def test_at_any_width_all_is_there_folded_where_it_began(width: int, colours: bo
     assert all(line.startswith(" " * 19) for line in lines[first + 1 : after])
 
 
+def test_headings_and_the_last_word_stand_out() -> None:
+    to = terminal(80)
+
+    text = printed(to, report(FINDINGS, to))
+
+    assert "\x1b[1mfiles\x1b[0m" in text
+    assert text.endswith("\x1b[1;31m1 fault, 1 warning, 1 not judged\x1b[0m\n")
+
+
 @pytest.mark.parametrize(
     ("findings", "text"),
     [

@@ -87,7 +87,7 @@ def test_columns_stand_below_their_headings_whatever_the_names(width: int) -> No
 def test_at_80_columns_a_row_has_session_handshake_rates_and_endpoint() -> None:
     (row,) = rows(plain(80, up()))
 
-    assert row.split()[:5] == ["●", "alice-laptop", "███░░░", "1h02m", "1m03s"]
+    assert row.split()[:5] == ["●", "alice-laptop", "━━━───", "1h02m", "1m03s"]
     assert row.split()[5:8] == ["2.0K", "0B", "203.0.113.9:51000"]
 
 
@@ -179,11 +179,11 @@ def test_a_bar_is_empty_only_at_the_end_and_full_only_at_the_beginning(share: fl
 
 def test_the_bar_is_of_the_sessions_whole_life() -> None:
     bars = {
-        left: re.findall("[█░]+", rows(plain(80, up(session_life=600.0, time_left=left)))[0])
+        left: re.findall("[━─]+", rows(plain(80, up(session_life=600.0, time_left=left)))[0])
         for left in (600.0, 300.0, 5.0)
     }
 
-    assert bars == {600.0: ["██████"], 300.0: ["███░░░"], 5.0: ["█░░░░░"]}
+    assert bars == {600.0: ["━━━━━━"], 300.0: ["━━━───"], 5.0: ["━─────"]}
 
 
 # The head.
@@ -204,7 +204,7 @@ def test_the_head_tells_how_agent_core_and_guard_are() -> None:
 
     assert text.splitlines()[:5] == [
         "wg0    ● up, location hq requires MFA",
-        "core   ● connected for 2h14m, epoch b7e1 revision 42, changed 12s ago",
+        "core   ● connected for 2h14m, epoch b7e1 revision 42, last change 12s ago",
         "guard  ● in force: the kernel itself ends sessions on time",
         "agent  ● version 1.2.3, started 3d04h ago, looked at wg0 3s ago",
         "peers  ● 0 up   ○ 1 waiting   ✗ 0 refused",

@@ -142,6 +142,8 @@ class Site:
         self.core_ahead = 0.0
         """Seconds by which core's clock is ahead of this machine's."""
         self.core = CoreThread(folder, clock=lambda: time.time() + self.core_ahead, **(core or {}))
+        self.cables = "10.200"
+        """The first two octets of the networks between clients and the gateway."""
         self.core_url = ""
         """Where the agent is to find core; empty: at the core itself."""
         self.config = folder / "agent.toml"
@@ -330,7 +332,7 @@ format = "json"
         """Give the client a namespace of its own, cabled to the gateway, and an interface."""
         number = client.device.id % 200 + 1
         client.space = self.network.namespace(f"client{number}")
-        client.cable = f"10.200.{number}"
+        client.cable = f"{self.cables}.{number}"
         self.network.link(self.gateway, f"{client.cable}.1/24", client.space, f"{client.cable}.2/24")
         client.interface = interface_name()
         self._make_wireguard(client)
