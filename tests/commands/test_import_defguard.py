@@ -602,5 +602,5 @@ def test_check_takes_what_was_printed(imports: Import, tmp_path: Path) -> None:
 
     checked = wg_agent("check", "-c", tmp_path / "printed.toml")
 
-    assert f"✓ configuration: {tmp_path}/printed.toml is valid, for wg0" in checked.stdout
+    assert f"✓ configuration  {tmp_path}/printed.toml is valid, for wg0" in checked.stdout
     assert "✓ credentials" in checked.stdout
