@@ -32,6 +32,10 @@ COMMANDS = (
     ("plan", "--json"),
     ("check",),
     ("check", "--json"),
+    ("events",),
+    ("events", "--json"),
+    ("explain", "device"),
+    ("explain", "device", "--json"),
 )
 BUG = """
 import gc, signal
@@ -314,7 +318,8 @@ class Life:
         cut = self.psk("given to end")[:-1]
         bodies = (b"{", b'{"keys": "%s"}' % cut.encode(), b'{"keys": ["%s"]}' % cut.encode(), b'{"all": 3}')
         self.answers += [("/end", self._control.ask("POST", "/end", body)) for body in bodies]
-        self.answers += [(path, self._control.ask("GET", path)) for path in ("/status", "/plan")]
+        asked = ("/status", "/plan", "/events", "/explain?what=device")
+        self.answers += [(path, self._control.ask("GET", path)) for path in asked]
 
     def ask_commands(self) -> None:
         """Every command that an operator has; outside of the full run most without a process of their own.
