@@ -1,6 +1,6 @@
 """A table with one line for each row, laid out for a width in cells.
 
-rich's own ``Table`` measures and folds each cell and takes 0.3 ms for a row of these: three seconds for
+rich's own ``Table`` measures and folds each cell and takes 0.4 ms for a row of these: four seconds for
 ten thousand peers. Here a column is as wide as it needs to be, and gives way in a stated order.
 """
 
@@ -122,10 +122,10 @@ class Listing:
                     natural[number] = wide
         return fit(self._columns, natural, width)
 
-    def lines(self, widths: Sequence[int], rows: int | None = None) -> Iterable[list[Segment]]:
-        """Yield the headings' line and then so many rows' (None: all)."""
+    def lines(self, widths: Sequence[int]) -> Iterable[list[Segment]]:
+        """Yield the headings' line and then the rows'."""
         yield self._line([cell(column.heading, "bold") for column in self._columns], widths)
-        for row in self._rows if rows is None else self._rows[:rows]:
+        for row in self._rows:
             yield self._line(row, widths)
 
     def _line(self, row: Sequence[Cell], widths: Sequence[int]) -> list[Segment]:

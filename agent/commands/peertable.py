@@ -60,12 +60,12 @@ def _row(peer: Entry, wall: float, encoding: str, drawn: Signs, bar: int, *, roo
         pieced((getattr(drawn, sign), style), (" ", ""), (name, "")),
         *states,
         _handshake(peer["latest_handshake"], wall),
-        _rate(peer.get("rx_rate")),
-        _rate(peer.get("tx_rate")),
+        _bytes(peer.get("rx_rate")),
+        _bytes(peer.get("tx_rate")),
         cell(shown(peer["endpoint"] or "-", encoding), "" if peer["endpoint"] else "dim"),
         cell(", ".join(peer["allowed_ips"]) or "-"),
-        cell(size(peer["rx_bytes"])),
-        cell(size(peer["tx_bytes"])),
+        _bytes(peer["rx_bytes"]),
+        _bytes(peer["tx_bytes"]),
         cell(shown(peer["session_id"] or "-", encoding), "" if peer["session_id"] else "dim"),
         cell(shown(peer["public_key"], encoding)),
     ]
@@ -98,10 +98,10 @@ def _handshake(text: str | None, wall: float) -> Cell:
     return cell(span(age), "" if age < _FRESH else "dim")
 
 
-def _rate(rate: float | None) -> Cell:
-    if rate is None:
+def _bytes(count: float | None) -> Cell:
+    if count is None:
         return cell("-", "dim")
-    return cell(size(round(rate)), "" if rate else "dim")
+    return cell(size(round(count)), "" if count else "dim")
 
 
 def span(seconds: float) -> str:

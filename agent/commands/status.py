@@ -109,26 +109,26 @@ def report(
     With a height the screen has at most so many lines, the last of which says how many peers are not
     shown; without one all are shown, and where they scroll the head away the counts follow once more.
     """
-    lines: list[Any] = [*head(document, wall, to), Text("")]
-    of = len(document["peers"])
+    above: list[Any] = [*head(document, wall, to), Text("")]
+    of, rows = len(document["peers"]), len(peers)
+    below: list[Any] = []
     if not peers:
-        return Screen([*lines, Text(f"none of {of} peers is meant" if of else "core lists no peer")])
-    table = listing(peers, wall, to)
-    widths = table.widths(to.width if to.is_terminal else None)
-    rows = len(peers)
-    if height is not None and len(lines) + 1 + rows > height:
-        rows = max(0, height - len(lines) - 2)
-    lines += table.lines(widths, rows)
-    more = signs(to).cut
-    if rows < len(peers):
-        hint = "--state, --sort or a name show others"
-        text = f"{more} and {len(peers) - rows} more of {len(peers)} peers: {hint}"
-        return Screen([*lines[: (height or 1) - 1], _last(text, to)])
-    if len(peers) < of:
-        lines.append(_last(f"{len(peers)} of {of} peers", to))
-    elif to.is_terminal and height is None and len(lines) >= to.height:
-        lines.append(_last(f"{of} peers: --state, --sort or a name show fewer", to))
-    return Screen(lines)
+        below.append(_last(f"none of {of} peers" if of else "core lists no peer", to))
+    elif rows < of:
+        below.append(_last(f"{rows} of {of} peers", to))
+    elif height is None and to.is_terminal and len(above) + 1 + rows > to.height:
+        below.append(_last(f"{of} peers: --state, --sort or a name show fewer", to))
+    if height is not None and len(above) + 1 + rows + len(below) > height:
+        rows = max(0, height - len(above) - 2)
+        chosen_of = f"{len(peers)} chosen of " if len(peers) < of else ""
+        more = f"{signs(to).cut} and {len(peers) - rows} more of {chosen_of}{of} peers"
+        below = [_last(f"{more}: --state, --sort or a name show others", to)] if peers else below
+    table: list[Any] = []
+    if peers:
+        laid_out = listing(peers[:rows], wall, to)
+        table = list(laid_out.lines(laid_out.widths(to.width if to.is_terminal else None)))
+    lines = above + table
+    return Screen([*lines[: None if height is None else height - len(below)], *below])
 
 
 def _last(text: str, to: Console) -> Text:

@@ -109,5 +109,4 @@ def printed(to: Console, lines: Sequence[Any]) -> str:
 
 def status_text(to: Console, document: dict[str, Any], height: int | None = None, sort: str = "state") -> str:
     """What ``wg-agent status`` prints of a document."""
-    peers = ordered(document["peers"], sort)
-    return printed(to, report(document, peers, WALL, to, height).lines)
+    return printed(to, report(document, ordered(document["peers"], sort), WALL, to, height).lines)

@@ -7,9 +7,10 @@ import re
 import struct
 import subprocess
 import termios
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.terminal_theme import TerminalTheme
@@ -64,8 +65,13 @@ _FONT_RATIO: Final = 0.602  # width to height of a character in most fonts of on
 _SPACES: Final = re.compile(r"(^ +| {2,}| +$)")
 
 
-def run_in_terminal(argv: Sequence[str], columns: int = COLUMNS) -> str:
-    """Run a command to its end in a terminal of so many columns; return what it wrote there."""
+def run_in_terminal(
+    argv: Sequence[str], columns: int = COLUMNS, code: int = 0, env: Mapping[str, str] | None = None
+) -> str:
+    """Run a command to its end in a terminal of so many columns; return what it wrote there.
+
+    Raises RuntimeError if it ends with another exit code.
+    """
     leader, follower = pty.openpty()
     try:
         fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, columns, 0, 0))
@@ -77,7 +83,7 @@ def run_in_terminal(argv: Sequence[str], columns: int = COLUMNS) -> str:
             stdin=subprocess.DEVNULL,
             stdout=follower,
             stderr=follower,
-            env=kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
+            env=kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | dict(env or {}),
         )
         os.close(follower)
         follower = -1
@@ -90,12 +96,15 @@ def run_in_terminal(argv: Sequence[str], columns: int = COLUMNS) -> str:
             if not part:
                 break
             written += part
-        process.wait(_PATIENCE)
+        ended = process.wait(_PATIENCE)
     finally:
         os.close(leader)
         if follower >= 0:
             os.close(follower)
-    return written.decode().replace("\r\n", "\n")
+    text = written.decode().replace("\r\n", "\n")
+    if ended != code:
+        raise RuntimeError(f"{' '.join(argv)} ended with {ended}: {text}")
+    return text
 
 
 class _Words:
@@ -113,6 +122,17 @@ class _Words:
         yield Segment.line()
 
 
+def _rows(line: Text, columns: int) -> Iterator[Text]:
+    """Cut a line where a terminal would go on in the next row."""
+    while True:
+        end = next((n for n in range(len(line) + 1) if cell_len(line.plain[:n]) > columns), 0)
+        if not end:
+            yield line
+            return
+        row, line = line.divide([end - 1])
+        yield row
+
+
 def draw(command: str, written: str, columns: int = COLUMNS) -> str:
     """Return the terminal, after a prompt with the command, as SVG."""
     screen = Console(
@@ -126,7 +146,8 @@ def draw(command: str, written: str, columns: int = COLUMNS) -> str:
     with screen.file:
         prompt = Text.assemble(("$ ", "bold green"), (command, "bold"))
         for line in (prompt, *Text.from_ansi(written.rstrip("\n")).split("\n"), Text()):
-            screen.print(_Words(line), crop=False)
+            for row in _rows(line, columns):
+                screen.print(_Words(row), crop=False)
         svg = screen.export_svg(
             title="gateway",
             theme=THEME,

@@ -88,6 +88,8 @@ class Gateway:
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.clients: dict[str, Client] = {}
+        """Whose devices are registered, by their names."""
 
     def argv(self, command: str) -> list[str]:
         """A ``wg-agent`` command line as it runs on the gateway."""
@@ -97,7 +99,9 @@ class Gateway:
 
     def client(self, name: str, **members: object) -> Client:
         """Register a device."""
-        return self.site.add_clients(1, name=name, **members)[0]
+        (made,) = self.site.add_clients(1, name=name, **members)
+        self.clients[name] = made
+        return made
 
     def granted(self, client: Client, *, ago: float, lasts: float) -> str:
         """Grant a session that core began some seconds ago; its PSK in base64."""

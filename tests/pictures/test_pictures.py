@@ -79,7 +79,19 @@ def test_a_drawing_has_each_word_where_the_terminal_had_it() -> None:
     assert texts["<up>"].attrib["class"] != texts["PEER"].attrib["class"]
 
 
+def test_a_line_longer_than_the_terminal_goes_on_in_the_next_row() -> None:
+    svg = draw("x", "a" * 25 + "\n" + "b" * 10 + "\n", 10)
+
+    rows = [text.text for text in ET.fromstring(svg).iter(f"{SVG}text") if (text.text or "").strip()]
+    assert rows[-4:] == ["a" * 10, "a" * 10, "a" * 5, "b" * 10]
+
+
 def test_a_command_finds_a_terminal_of_the_pictures_width() -> None:
     look = "import os, sys; print(os.get_terminal_size().columns, sys.stdout.isatty())"
 
     assert run_in_terminal([sys.executable, "-c", look], 77) == "77 True\n"
+
+
+def test_a_command_that_fails_makes_no_picture() -> None:
+    with pytest.raises(RuntimeError, match=r"ended with 3: .*gone"):
+        run_in_terminal([sys.executable, "-c", "print('gone'); raise SystemExit(3)"])
