@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Mapping
 from typing import Any, Final
 
-from rich.console import Console, Group
-from rich.padding import Padding
+from rich.console import Console
 from rich.text import Text
 
 from agent.commands.chosen import choose
 from agent.commands.events import line
-from agent.commands.output import console, print_json, say, shown
+from agent.commands.output import console, folded, print_json, say, shown
 from agent.control import ControlClient
 
 _SIGNS: Final = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
@@ -55,23 +54,19 @@ def _show_peer(peer: Mapping[str, Any], interface: str, to: Console) -> None:
     say(to, _title(peer), "bold")
     verdict = f"on {interface}" if there else f"not on {interface}"
     sign, style = _SIGNS[there]
-    to.print(_hanging(f"{sign} ", f"{verdict}: {peer['because']} ({peer['reason']})", f"bold {style}"))
+    _beside(f"{sign} ", f"bold {style}", f"{verdict}: {peer['because']} ({peer['reason']})", to)
     if peer["remedy"]:
-        to.print(_hanging("  → ", peer["remedy"]))
+        _beside("  → ", "", peer["remedy"], to)
     to.print()
     for fact in peer["facts"]:
         sign, style = _SIGNS[fact["speaks_for"]]
-        to.print(_hanging(f"  {sign} ", fact["fact"], style))
+        _beside(f"  {sign} ", style, fact["fact"], to)
     if peer["events"]:
         to.print()
         for event in peer["events"]:
             to.print(Text("  ").append_text(line(event, to.width - 2, with_peer=False)), soft_wrap=True)
 
 
-def _hanging(before: str, text: str, style: str = "") -> Group:
-    """The text folded beside what stands before it."""
-    first, *rest = Text(shown(text)).wrap(console(), max(20, console().width - len(before))) or [Text()]
-    return Group(
-        Text.assemble((before, style), first.plain.rstrip()),
-        *(Padding(Text(part.plain.rstrip()), (0, 0, 0, len(before))) for part in rest),
-    )
+def _beside(sign: str, style: str, text: str, to: Console) -> None:
+    for part in folded(to, Text(sign, style), Text(shown(text))):
+        to.print(part)

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from agent.commands.options import STATES
 from agent.commands.output import cells, folded, shown, signs
-from agent.commands.peertable import SIGNS, span
-from agent.encoding import parse_time
+from agent.commands.peertable import SIGNS
+from agent.encoding import format_span, parse_time
 
 _Mark = Literal["good", "waiting", "bad"]
 _STYLES: Final = {"good": "green", "waiting": "yellow", "bad": "red"}
@@ -60,7 +60,7 @@ def _counts(document: Mapping[str, Any], to: Console) -> Text:
 
 
 def _ago(text: Any, wall: float) -> str:
-    return span(max(0.0, wall - parse_time(text)))
+    return format_span(max(0.0, wall - parse_time(text)))
 
 
 def _interface(document: Mapping[str, Any]) -> Iterator[_Fact]:

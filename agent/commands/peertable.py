@@ -10,7 +10,7 @@ from rich.console import Console
 from agent.commands.listing import NOTHING, Cell, Column, Listing, cell, pieced
 from agent.commands.output import Signs, shown, signs
 from agent.commands.selection import Entry
-from agent.encoding import parse_time
+from agent.encoding import format_span, parse_time
 
 SIGNS: Final = {"up": ("good", "green"), "waiting": ("waiting", "yellow"), "refused": ("bad", "red")}
 """Of each state: which of the ``Signs`` and in which style."""
@@ -81,7 +81,9 @@ def _left(peer: Entry, drawn: Signs, bar: int) -> Cell:
     share = min(1.0, left / life) if life else 1.0
     style = next(style for most, style in _SCARCE if share <= most)
     full = filled(share, bar)
-    return pieced((drawn.full * full, style), (drawn.empty * (bar - full), "dim"), (f" {span(left):>6}", ""))
+    return pieced(
+        (drawn.full * full, style), (drawn.empty * (bar - full), "dim"), (f" {format_span(left):>6}", "")
+    )
 
 
 def filled(share: float, size: int) -> int:
@@ -95,25 +97,13 @@ def _handshake(text: str | None, wall: float) -> Cell:
     if text is None:
         return cell("never", "dim")
     age = max(0.0, wall - parse_time(text))
-    return cell(span(age), "" if age < _FRESH else "dim")
+    return cell(format_span(age), "" if age < _FRESH else "dim")
 
 
 def _bytes(count: float | None) -> Cell:
     if count is None:
         return cell("-", "dim")
     return cell(size(round(count)), "" if count else "dim")
-
-
-def span(seconds: float) -> str:
-    """A duration in its two largest units, rounded down: ``45s``, ``3m05s``, ``2h14m``, ``3d04h``."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86_400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
 
 
 def size(count: int) -> str:

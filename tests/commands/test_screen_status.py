@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
 
-from agent.commands.peertable import filled, size, span
+from agent.commands.peertable import filled, size
 from agent.commands.status import report
-from agent.encoding import format_time
+from agent.encoding import format_span, format_time
 from tests.commands.documents import (
     WALL,
     document,
@@ -304,7 +304,7 @@ def test_watch_leaves_no_room_unused() -> None:
     ("seconds", "text"), [(0, "0s"), (59.9, "59s"), (185, "3m05s"), (8_050, "2h14m"), (273_700, "3d04h")]
 )
 def test_a_span_has_its_two_largest_units(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+    assert format_span(seconds) == text
 
 
 @pytest.mark.parametrize(
