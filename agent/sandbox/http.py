@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import json
 import logging
 import math
 import zlib
@@ -74,12 +76,25 @@ async def on_fault(request: Request, error: Exception) -> Response:
 async def body_of(request: Request, kind: type[T]) -> T:
     """Return the JSON body as ``kind``; gzip is accepted. Raises Refusal (400, 413, 415)."""
     raw = await _read(request)
+    _refuse_repeated_keys(raw)
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         raise Refusal(400, "malformed", f"The body can't be used: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Refusal(400, "malformed", "The body is not JSON.") from None
+
+
+def _refuse_repeated_keys(raw: bytes) -> None:
+    """Refuse an object that has a key twice: parsers differ in which of the values they take."""
+
+    def members(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise Refusal(400, "malformed", "An object in the body repeats a key.")
+
+    # What is no JSON at all is the decoder's to say.
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(raw, object_pairs_hook=members)
 
 
 async def _read(request: Request) -> bytes:

@@ -342,6 +342,28 @@ def test_malformed_stats_are_400(members: dict[str, Any]) -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("applied", '{"revision": 1, "epoch": "x", "revision": 2, "applied_at": "%s", "refused": []}'),
+        ("session-ends", '{"ends": [], "ends": []}'),
+        (
+            "applied",
+            '{"epoch": "x", "revision": 2, "applied_at": "%s", "refused": [], "more": [{"a": 1, "a": 2}]}',
+        ),
+    ],
+)
+def test_a_report_that_repeats_a_key_is_400(path: str, text: str) -> None:
+    async def main() -> None:
+        async with scene() as s:
+            content = text.replace("%s", format_time(START))
+            response = await s.gateway.http.post(path, content=content)
+            assert (response.status_code, response.json()["error"]) == (400, "malformed")
+            assert "repeats a key" in response.json()["message"]
+
+    run(main())
+
+
 def test_more_than_5000_peers_in_a_report_are_413() -> None:
     async def main() -> None:
         async with scene() as s:
