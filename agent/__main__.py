@@ -28,11 +28,12 @@ _COMMANDS: Final = {
     "plan": "show what a reconcile would change now, changing nothing",
     "end": "end sessions now, here, whatever core says",
     "purge": "remove the interface and the agent's state; not while an agent runs",
+    "conformance": "hold a core that somebody writes to the core API, clause by clause",
     "import-defguard": "print our configuration for that of Defguard's own gateway",
     "demo": "play a gateway, a client and a core in network namespaces",
 }
-_WITHOUT_CONFIG: Final = frozenset({"import-defguard", "demo"})
-_WITH_DATA: Final = frozenset({"check", "status", "explain", "events", "plan", "end", "purge"})
+_WITHOUT_CONFIG: Final = frozenset({"conformance", "import-defguard", "demo"})
+_WITH_DATA: Final = frozenset({"check", "status", "explain", "events", "plan", "end", "purge", "conformance"})
 _MOST_LINES: Final = 1000
 _INTERRUPTED: Final = 130  # 128 and SIGINT, as shells report it
 
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     end.add_argument("keys", nargs="*", metavar="KEY", help="public keys of the peers, in base64")
     end.add_argument("--all", action="store_true", help="end every session")
     parsers["purge"].add_argument("--key", action="store_true", help="remove the private key as well")
+    _add_conformance(parsers["conformance"])
     theirs = parsers["import-defguard"]
     theirs.add_argument("file", nargs="?", type=Path, metavar="FILE", help="its gateway.toml")
     theirs.add_argument(
@@ -127,6 +129,23 @@ def _count(text: str) -> int:
     if not 0 <= count <= _MOST_LINES:
         raise ValueError
     return count
+
+
+def _add_conformance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--core", metavar="URL", help="where the API's paths begin, as core.url")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="the token that core gave a gateway")
+    parser.add_argument("--ca-file", type=Path, metavar="FILE", help="the CA that signed core's certificate")
+    parser.add_argument("--client-cert-file", type=Path, metavar="FILE", help="a certificate to show to core")
+    parser.add_argument("--client-key-file", type=Path, metavar="FILE", help="its key")
+    parser.add_argument(
+        "--watch", type=float, default=0.0, metavar="SECONDS", help="judge changes that are made meanwhile"
+    )
+    parser.add_argument(
+        "--exercise",
+        metavar="COMMAND",
+        help="has core make changes: COMMAND ACTION [KEY] [KEY]",
+    )
+    parser.add_argument("--list", action="store_true", help="print the clauses and ask nothing")
 
 
 def _complain(error: AgentError) -> None:

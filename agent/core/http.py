@@ -59,7 +59,7 @@ _CERTIFICATE_REFUSED: Final = frozenset(
 )
 
 
-class _NoCookies(CookieJar):
+class NoCookies(CookieJar):
     """Keeps none: a core or a portal that sets them without end would make each request longer."""
 
     def extract_cookies(self, response: Any, request: Any) -> None:
@@ -122,7 +122,7 @@ class CoreClient:
                 limits=httpx.Limits(max_connections=8, max_keepalive_connections=4),
             ),
             trust_env=False,
-            cookies=_NoCookies(),
+            cookies=NoCookies(),
         )
 
     async def close(self) -> None:
@@ -212,7 +212,7 @@ class CoreClient:
             content=content,
             timeout=self._stream_timeout if stream else self._timeout,
         )
-        with _translated(stream=stream):
+        with translated(stream=stream):
             # A stream's answer may take as long as it likes; its opening may not.
             async with asyncio.timeout(self._deadline) as deadline:
                 response = await self._send(request)
@@ -225,7 +225,7 @@ class CoreClient:
                     await response.aclose()
 
     async def _chunks(self, response: httpx.Response, *, stream: bool = False) -> AsyncGenerator[bytes, None]:
-        with _translated(stream=stream):
+        with translated(stream=stream):
             raw = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
             async with aclosing(raw) as chunks:
                 pieces = 0
@@ -324,7 +324,7 @@ class CoreClient:
 
 
 @contextmanager
-def _translated(*, stream: bool) -> Iterator[None]:
+def translated(*, stream: bool) -> Iterator[None]:
     """Turn httpx's and the socket's errors into ours, naming the reason and the remedy."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""``python -m agent.sandbox core|client|mail|demo``."""
+"""``python -m agent.sandbox core|client|mail|exercise|demo``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "core": ("agent.sandbox.__main__:core_main", "serve the core API, users and MFA"),
     "client": ("agent.sandbox.client:main", "authenticate and bring a tunnel up"),
     "mail": ("agent.sandbox.mail:main", "receive e-mailed codes into a folder"),
+    "exercise": ("agent.sandbox.exercise:main", "make the changes that wg-agent conformance asks for"),
     "demo": ("agent.sandbox.demo:main", "play all of it in network namespaces"),
 }
 

@@ -1,0 +1,77 @@
+"""Judging single answers: connection, token, conditions, clock, paths and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.conformance.answers import Answer
+from agent.conformance.verdicts import Ledger
+
+_NOT_THERE = frozenset({404, 405, 501})
+
+
+def judge_reached(answer: Answer, ledger: Ledger) -> bool:
+    """Whether the first GET state was answered as to a gateway whose token core knows."""
+    what = "GET state is answered with 200" if answer.status == 200 else str(answer)
+    if answer.status in {401, 403}:
+        what = f"core refuses the token ({answer.status})"
+    if answer.hint and not answer.status:
+        what += f" ({answer.hint})"
+    if 300 <= answer.status < 400:
+        ledger.skipped("connection.reachable", what)
+        return False
+    if answer.status == 200:
+        encoding = answer.headers.get("content-encoding", "identity")[:20]
+        ledger.judged("state.gzip", not answer.error, answer.error or f"Content-Encoding is {encoding}")
+    return ledger.judged("connection.reachable", answer.status == 200, what)
+
+
+def judge_redirects(answers: Iterable[Answer], ledger: Ledger) -> None:
+    """No answer of the walk was a redirect."""
+    redirects = [a.status for a in answers if 300 <= a.status < 400 and a.status != 304]
+    ledger.judged(
+        "connection.no-redirects",
+        not redirects,
+        f"core redirects ({redirects[0]})" if redirects else "none came",
+    )
+
+
+def judge_refusal(clause: str, what: str, answer: Answer, ledger: Ledger) -> None:
+    """A request without a good token was refused."""
+    ledger.judged(clause, answer.status in {401, 403}, f"{what}: {answer}")
+
+
+def judge_conditional(clause: str, form: str, answer: Answer, ledger: Ledger) -> None:
+    """GET state with If-None-Match was answered by 304, or the whole state, as ``clause`` wants."""
+    what = f"If-None-Match {form.format('EPOCH:REVISION')}: {answer}"
+    if clause == "state.modified":
+        ledger.judged(clause, answer.status == 200 and bool(answer.body), what)
+    elif answer.status == 304 and answer.body:
+        ledger.failed(clause, f"{what} with a body")
+    else:
+        ledger.judged(clause, answer.status == 304, what)
+
+
+def judge_running_clock(
+    first: tuple[Answer, float | None], second: tuple[Answer, float | None], ledger: Ledger
+) -> None:
+    """Two states' server_time are as far apart as the requests; whole seconds are good enough."""
+    (one, earlier), (two, later) = first, second
+    if earlier is None or later is None:
+        ledger.skipped("state.server-time-runs", "server_time can't be read")
+        return
+    passed = (two.sent + two.received - one.sent - one.received) / 2
+    uncertain = 1.0 + (two.received - two.sent + one.received - one.sent) / 2
+    off = abs(later - earlier - passed)
+    seen = f"server_time went on by {later - earlier:.1f} s in {passed:.1f} s"
+    ledger.judged("state.server-time-runs", off <= uncertain, seen)
+
+
+def judge_unknown_path(answer: Answer, ledger: Ledger) -> None:
+    """A path that is not of the API."""
+    ledger.judged("errors.unknown-path", answer.status in _NOT_THERE, str(answer))
+
+
+def judge_method(what: str, answer: Answer, ledger: Ledger) -> None:
+    """A path asked by the wrong method."""
+    ledger.judged("errors.method", answer.status in _NOT_THERE, f"{what}: {answer}")

@@ -1,0 +1,235 @@
+"""The walk through the core API: what is asked in which order, and what is kept for the judges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from functools import partial
+from typing import Final
+
+from agent import clock
+from agent.conformance.answers import Answer, StreamRecord
+from agent.conformance.asking import Asker, background, is_resync, until
+from agent.conformance.clauses import CLAUSES
+from agent.conformance.connection import (
+    judge_conditional,
+    judge_method,
+    judge_reached,
+    judge_redirects,
+    judge_refusal,
+    judge_running_clock,
+    judge_unknown_path,
+)
+from agent.conformance.exercise import Exercise
+from agent.conformance.history import judge_history
+from agent.conformance.play import Play
+from agent.conformance.reports import cut_gzip, judge_bad, judge_good
+from agent.conformance.state import Reading, read_state
+from agent.conformance.stream import (
+    HEARTBEAT,
+    LATE,
+    has_no_stream,
+    judge_after_resync,
+    judge_events,
+    judge_heartbeat,
+    judge_opening,
+    judge_resync,
+)
+from agent.conformance.verdicts import Ledger
+from agent.conformance.wire import Wire
+from agent.fence import Position
+
+_CLOCK_SPACING: Final = 2.2
+"""Seconds between two looks at server_time: more than what whole seconds can hide."""
+_FAR: Final = 1_000_000
+_PATHS: Final = {"state": "GET", "changes": "GET", "applied": "POST", "stats": "POST", "session-ends": "POST"}
+_WRONG_METHODS: Final = (("POST", "state"), ("GET", "applied"), ("GET", "stats"), ("GET", "session-ends"))
+_HEARTBEATS: Final = 2 * (HEARTBEAT + LATE) + 1
+_TAKES_CHANGES: Final = ("change.", "session.", "restart.", "ends.taken", "stream.complete")
+
+
+class Walk:
+    """One walk; ``run`` fills the ledger."""
+
+    def __init__(self, wire: Wire, token: str, ledger: Ledger) -> None:
+        self._asker = Asker(wire, ledger)
+        self._ledger = ledger
+        self._follower = self._asker.follower
+        self._token = token
+        self._streams: list[StreamRecord] = []
+        """Those that were opened from positions that can't be replayed."""
+
+    async def run(self, *, watch: float = 0.0, exercise: Exercise | None = None) -> None:
+        """Ask everything; ``watch`` is in seconds. Raises ConfigError if the exercise's program fails."""
+        first = await self._asker.ask("GET", "state")
+        if judge_reached(first, self._ledger):
+            reading = read_state(first, self._ledger)
+            await self._authorization(reading.position)
+            if reading.position is None:
+                self._skip("", "the state's epoch and revision can't be read")
+            else:
+                self._follower.take(reading)
+                await self._from(reading.position, first, reading, watch, exercise)
+        else:
+            self._skip("", "there is no state to go by")
+        judge_redirects(self._asker.answers, self._ledger)
+
+    async def _from(
+        self, held: Position, first: Answer, reading: Reading, watch: float, exercise: Exercise | None
+    ) -> None:
+        """Everything that takes a position to begin with."""
+        async with background(self._follower.run()):
+            await self._follower.until(self._is_opened, HEARTBEAT)
+            has_stream = self._judge_stream()
+            play = None if exercise is None else Play(self._asker, exercise, has_stream=has_stream)
+            async with contextlib.AsyncExitStack() as streams:
+                if has_stream:
+                    await self._positions(held, streams)
+                await self._conditions()
+                await self._reports()
+                await self._strictness()
+                await self._clock(first, reading)
+                if has_stream:
+                    await self._heartbeats()
+                if play is not None:
+                    await play.changes()
+                elif watch:
+                    await asyncio.sleep(watch)
+                    await self._asker.settle(has_stream=has_stream, after="the watch")
+                if has_stream:
+                    await self._after_resync()
+            if play is not None:
+                await play.restarts()
+        self._judge(has_stream)
+        for clause in _TAKES_CHANGES if exercise is None else ():
+            self._skip(clause, "not seen: it takes changes, made by --exercise or during --watch")
+
+    def _skip(self, prefix: str, why: str) -> None:
+        """Say why clauses were not judged, where they were not."""
+        for clause in CLAUSES:
+            if clause.startswith(prefix):
+                self._ledger.skipped(clause, why)
+
+    async def _authorization(self, held: Position | None) -> None:
+        bodies = {"applied": self._asker.reporter().applied()}
+        altered = self._token[:-1] + ("A" if self._token[-1] != "A" else "B")
+        for path, method in _PATHS.items():
+            content = bodies.get(path, b"{}") if method == "POST" else None
+            headers = {"Last-Event-ID": str(held)} if path == "changes" else {}
+            for clause, value in (
+                ("auth.missing-token", None),
+                ("auth.wrong-token", f"Bearer {secrets.token_urlsafe(24)}"),
+                ("auth.wrong-token", f"Bearer {altered}"),
+            ):
+                answer = await self._asker.ask(
+                    method, path, content, headers=headers, authorization=value, read=False
+                )
+                judge_refusal(clause, f"{method} {path}", answer, self._ledger)
+
+    def _is_opened(self) -> bool:
+        return any(record.head is not None for record in self._follower.records)
+
+    def _judge_stream(self) -> bool:
+        record = self._follower.records[0]
+        if has_no_stream(record):
+            for prefix in ("stream.", "change."):
+                self._skip(prefix, f"core has no stream ({record.head}), and is polled")
+            return False
+        if record.head is None:
+            record.fault = f"no headers within {HEARTBEAT:.0f} s"
+        return judge_opening(record, self._ledger)
+
+    async def _positions(self, held: Position, streams: contextlib.AsyncExitStack) -> None:
+        """Open streams from positions that can't be replayed, which stay open, and from an older one."""
+        epoch = "no-" + held.epoch[:32]
+        for clause, position in (
+            ("stream.resync-other-epoch", Position(epoch, held.revision)),
+            ("stream.resync-future", Position(held.epoch, held.revision + _FAR)),
+        ):
+            record = StreamRecord(str(position), clock.monotonic())
+            self._streams.append(record)
+            before = await self._follower.pull()
+            await streams.enter_async_context(self._asker.listening(record))
+            await until(partial(_has_answered, record))
+            after = await self._follower.pull()
+            bounds = None
+            if before is not None and after is not None and before.epoch == after.epoch:
+                bounds = (before, after)
+            judge_resync(record, clause, bounds, self._ledger)
+        if held.revision:
+            await self._asker.replay(Position(held.epoch, held.revision - 1), [])
+        else:
+            self._ledger.skipped("stream.resume", "there is no revision before the current one yet")
+
+    async def _conditions(self) -> None:
+        """Ask with If-None-Match, and again if the state has changed meanwhile."""
+        for clause, form in (
+            ("state.not-modified", '"{}"'),
+            ("state.not-modified", 'W/"{}"'),
+            ("state.not-modified", '"another", W/"{}"'),
+            ("state.modified", '"{}0"'),
+            ("state.modified", '"0{}"'),
+        ):
+            for _ in range(3):
+                before = await self._follower.pull()
+                answer = await self._asker.ask("GET", "state", headers={"If-None-Match": form.format(before)})
+                after = await self._follower.pull()
+                if before == after:
+                    judge_conditional(clause, form, answer, self._ledger)
+                    break
+            else:
+                self._ledger.skipped(clause, "the state changes all the time")
+
+    async def _reports(self) -> None:
+        for report in self._asker.reporter().good():
+            answer = await self._asker.ask("POST", report.path, report.content, headers=report.headers)
+            judge_good(report, answer, self._ledger)
+
+    async def _strictness(self) -> None:
+        for report in self._asker.reporter().bad():
+            answer = await self._asker.ask("POST", report.path, report.content)
+            judge_bad(report.clause, report.what, answer, self._ledger)
+        for report in self._asker.reporter().good():
+            if report.gzip:
+                answer = await self._asker.ask("POST", report.path, cut_gzip(report), headers=report.headers)
+                what = f"{report.path} with gzip that is cut"
+                judge_bad("json.malformed-request", what, answer, self._ledger)
+        answer = await self._asker.ask("GET", f"conformance-{secrets.token_hex(4)}", read=False)
+        judge_unknown_path(answer, self._ledger)
+        for method, path in _WRONG_METHODS:
+            content = b"{}" if method == "POST" else None
+            answer = await self._asker.ask(method, path, content, read=False)
+            judge_method(f"{method} {path}", answer, self._ledger)
+        answer = await self._asker.ask("GET", "state")
+        self._ledger.judged("errors.goes-on", answer.status == 200, f"GET state afterwards: {answer}")
+
+    async def _clock(self, first: Answer, reading: Reading) -> None:
+        await asyncio.sleep(max(0.0, first.sent + _CLOCK_SPACING - clock.read().boot))
+        second = await self._asker.ask("GET", "state")
+        later = read_state(second, self._ledger) if second.status == 200 else Reading()
+        judge_running_clock((first, reading.server_time), (second, later.server_time), self._ledger)
+
+    async def _heartbeats(self) -> None:
+        record = self._follower.records[0]
+        await until(lambda: judge_heartbeat(record, clock.monotonic(), self._ledger), _HEARTBEATS)
+
+    async def _after_resync(self) -> None:
+        for record in self._streams:
+            if is_resync(record):
+                await until(partial(judge_after_resync, record, self._ledger), HEARTBEAT + LATE)
+
+    def _judge(self, has_stream: bool) -> None:
+        if has_stream:
+            for number, record in enumerate(self._follower.records):
+                if record.is_open:
+                    judge_events(record, self._ledger, current=number == 0)
+        for answer in self._follower.applied:
+            self._ledger.judged(
+                "applied.accepted", answer.status == 202, f"a revision of the stream: {answer}"
+            )
+        judge_history(self._follower.history, self._ledger)
+
+
+def _has_answered(record: StreamRecord) -> bool:
+    return record.ended is not None or bool(record.events)
