@@ -72,6 +72,8 @@ class _History:
         self._granted_at: dict[str, float] = {}
         self._of_psk: dict[bytes, str] = {}
         self._ended: set[str] = set()
+        self._dropped: set[str] = set()
+        """Sessions that an upsert did not show: ended, if the next state does not show them either."""
         self._owners: dict[Prefix, PublicKey] = {}
         self._contested: dict[PublicKey, Position] = {}
         self._applied = 0
@@ -196,7 +198,7 @@ class _History:
         before = self._roster.peers.get(key)
         live = None if before is None else before.session
         if live is not None and (peer.session is None or peer.session.id != live.id):
-            self._ends(live)
+            self._dropped.add(live.id)
         self._session(key, peer.session)
         self._roster.hold(peer)
         if peer.fault is None and peer.session_fault is None:
@@ -284,8 +286,12 @@ class _History:
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             self._ledger.failed("change.snapshot-agrees", f"at {position}: {', '.join(differing[:3])}{more}")
+            self._dropped.clear()
             self._load(snapshot)
-        elif self._applied:
+            return
+        self._ended |= self._dropped
+        self._dropped.clear()
+        if self._applied:
             self._ledger.passed("change.snapshot-agrees", f"up to {position}, {len(listed)} peers")
 
 

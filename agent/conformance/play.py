@@ -95,7 +95,7 @@ class Play:
         return None
 
     async def _restart(self) -> None:
-        before = self._follower.position
+        before = self._pulled()
         if not await self._do("restart", back=_BACK) or before is None:
             self._ledger.skipped(
                 "restart.continues", f"the program can't restart core (it ended with {CANNOT})"

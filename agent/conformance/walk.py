@@ -99,6 +99,10 @@ class Walk:
                     await self._asker.settle(has_stream=has_stream, after="the watch")
                 if has_stream:
                     await self._after_resync()
+            # While core is down nothing is accepted.
+            for answer in self._follower.applied:
+                seen = f"a revision of the stream: {answer}"
+                self._ledger.judged("applied.accepted", answer.status == 202, seen)
             if play is not None:
                 await play.restarts()
         self._judge(has_stream)
@@ -224,10 +228,6 @@ class Walk:
             for number, record in enumerate(self._follower.records):
                 if record.is_open:
                     judge_events(record, self._ledger, current=number == 0)
-        for answer in self._follower.applied:
-            self._ledger.judged(
-                "applied.accepted", answer.status == 202, f"a revision of the stream: {answer}"
-            )
         judge_history(self._follower.history, self._ledger)
 
 

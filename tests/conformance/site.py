@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -77,17 +76,11 @@ async def site(**members: Any) -> AsyncIterator[Site]:
 async def walk(url: str, token: str, exercise: Exercise | None = None, *, watch: float = 0.0) -> Ledger:
     ledger = Ledger([token])
     wire = Wire(url, token, TlsFiles())
-    async with contextlib.aclosing(_Closing(wire)):
+    try:
         await Walk(wire, token, ledger).run(watch=watch, exercise=exercise)
+    finally:
+        await wire.close()
     return ledger
-
-
-@dataclass
-class _Closing:
-    wire: Wire
-
-    async def aclose(self) -> None:
-        await self.wire.close()
 
 
 def marked(ledger: Ledger, mark: Mark) -> dict[str, str]:
