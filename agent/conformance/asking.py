@@ -13,7 +13,7 @@ from agent import clock
 from agent.conformance.answers import Answer, StreamRecord, show
 from agent.conformance.follower import Follower
 from agent.conformance.reports import Reporter
-from agent.conformance.stream import judge_replay
+from agent.conformance.stream import judge_events, judge_replay
 from agent.conformance.verdicts import Ledger
 from agent.conformance.wire import Wire
 from agent.core.stream import Heartbeat, ServerEvent
@@ -66,6 +66,8 @@ class Asker:
         async with self.listening(record):
             await until(lambda: record.ended is not None or is_resync(record) or len(record.events) >= count)
         judge_replay(record, known, current, self.ledger)
+        if record.is_open:
+            judge_events(record, self.ledger, current=False)
 
     def reporter(self) -> Reporter:
         """Make reports of what is held now."""

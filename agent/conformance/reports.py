@@ -73,13 +73,14 @@ class Reporter:
     def good(self) -> Iterator[Report]:
         """Reports that core has to take; the last ``applied`` refuses nobody."""
         name = f"conformance-{format_key(self.stranger)[:8]}"
-        applied, stats = self.applied(), self.stats(self.known)
+        peers = self.known or ((self.stranger, None),)
+        applied, stats = self.applied(), self.stats(peers)
         ends = self.ends(name, self.stranger)
         no_key = (RefusedPeer("not a key", Refusal.INVALID_PUBLIC_KEY),)
         yield Report("applied.accepted", "applied", applied, f"revision {self.position.revision}")
         yield Report("applied.refused", "applied", self.applied(no_key), "a refused peer without a key")
         yield Report("applied.repeated", "applied", applied, "the same revision again")
-        yield Report("stats.accepted", "stats", stats, f"{len(self.known)} peers")
+        yield Report("stats.accepted", "stats", stats, f"{len(peers)} peers")
         yield Report(
             "stats.unknown-peer", "stats", self.stats(((self.stranger, None),)), "a peer that is not listed"
         )

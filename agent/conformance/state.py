@@ -44,11 +44,9 @@ _FAULTS: Final = {
 }
 _OF_PEERS: Final = (
     "state.peers",
-    "state.sessions",
     "state.one-entry",
     "state.one-owner",
     "keys.canonical",
-    "keys.preshared",
     "prefixes.strict",
 )
 
@@ -186,10 +184,18 @@ def _judge_peers(snapshot: Snapshot, entries: object, ledger: Ledger) -> None:
     for peer in snapshot.peers:
         judge_entry(peer, by_key.get(key_text(peer)), ledger)
     _judge_list(snapshot, ledger)
-    sessions = sum(peer.session is not None for peer in snapshot.peers)
-    for clause in _OF_PEERS:
-        what = f"{sessions} sessions" if clause in {"state.sessions", "keys.preshared"} else ""
-        ledger.passed(clause, what or f"{len(snapshot.peers)} peers")
+    peers, sessions = len(snapshot.peers), sum(peer.session is not None for peer in snapshot.peers)
+    psks = sessions + sum(peer.preshared_key is not None for peer in snapshot.peers)
+    for clauses, count, what in (
+        (_OF_PEERS, peers, "peers"),
+        (("state.sessions",), sessions, "sessions"),
+        (("keys.preshared",), psks, "PSKs"),
+    ):
+        for clause in clauses:
+            if count:
+                ledger.passed(clause, f"{what} listed: {count}")
+            else:
+                ledger.skipped(clause, f"there are no {what} in the state")
 
 
 def key_text(peer: Peer) -> str:

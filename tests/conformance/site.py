@@ -55,7 +55,7 @@ class Site:
 async def site(**members: Any) -> AsyncIterator[Site]:
     """A core with a user's device, a site router, and a session."""
     with tempfile.TemporaryDirectory() as folder:
-        async with running_core(Path(folder), heartbeat=HEARTBEAT, **members) as service:
+        async with running_core(Path(folder), **{"heartbeat": HEARTBEAT, **members}) as service:
             admin = service.admin
             await admin.add_location("hq", **LOCATION)
             token = service.config.admin.token or ""
