@@ -42,11 +42,12 @@ class StreamRecord:
     """One connection to the change stream: what was asked for, and what came when.
 
     Times are monotonic, in seconds. ``ended`` is None while it is open; ``let_go`` says that it was
-    closed on this side.
+    closed on this side. ``current``: it was opened from what had just been core's own position.
     """
 
     asked: str
     began: float
+    current: bool = False
     head: Answer | None = None
     items: list[tuple[float, ServerEvent | Heartbeat]] = field(default_factory=list)
     ended: float | None = None

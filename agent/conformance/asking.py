@@ -23,6 +23,9 @@ from agent.model import PublicKey
 _PROMPT: Final = 5.0
 """Seconds within which a stream says what it has to say at its beginning."""
 _RETRY: Final = 0.3
+_TRIES: Final = 3
+_MOMENT: Final = 10
+"""The most seconds of a Retry-After that are waited for."""
 _KNOWN: Final = 50
 """Listed peers that are reported on."""
 
@@ -37,10 +40,17 @@ class Asker:
         self.answers: list[Answer] = []
 
     async def ask(self, method: str, path: str, content: bytes | None = None, **more: Any) -> Answer:
-        """As ``Wire.ask``."""
-        answer = await self.wire.ask(method, path, content, **more)
-        self.answers.append(answer)
-        return answer
+        """As ``Wire.ask``; a core that asks for a moment (429 or 503 with Retry-After) is given it."""
+        tries = _TRIES
+        while True:
+            answer = await self.wire.ask(method, path, content, **more)
+            self.answers.append(answer)
+            tries -= 1
+            wait = answer.headers.get("retry-after", "")
+            asks = answer.status in {429, 503} and wait.isascii() and wait.isdecimal()
+            if not tries or not asks or int(wait) > _MOMENT:
+                return answer
+            await asyncio.sleep(int(wait))
 
     async def settle(self, *, has_stream: bool, after: str, seconds: float = 10.0) -> bool:
         """Pull the state, and have the stream come up to it; False if there is no state to be had."""
@@ -67,7 +77,7 @@ class Asker:
             await until(lambda: record.ended is not None or is_resync(record) or len(record.events) >= count)
         judge_replay(record, known, current, self.ledger)
         if record.is_open:
-            judge_events(record, self.ledger, current=False)
+            judge_events(record, self.ledger)
 
     def reporter(self) -> Reporter:
         """Make reports of what is held now."""

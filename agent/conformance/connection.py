@@ -12,7 +12,7 @@ _NOT_THERE = frozenset({404, 405, 501})
 
 def judge_reached(answer: Answer, ledger: Ledger) -> bool:
     """Whether the first GET state was answered as to a gateway whose token core knows."""
-    what = "GET state is answered with 200" if answer.status == 200 else str(answer)
+    what = f"GET state: {answer}"
     if answer.status in {401, 403}:
         what = f"core refuses the token ({answer.status})"
     if answer.hint and not answer.status:
@@ -23,7 +23,7 @@ def judge_reached(answer: Answer, ledger: Ledger) -> bool:
     if answer.status == 200:
         encoding = answer.headers.get("content-encoding", "identity")[:20]
         ledger.judged("state.gzip", not answer.error, answer.error or f"Content-Encoding is {encoding}")
-    return ledger.judged("connection.reachable", answer.status == 200, what)
+    return ledger.judged("connection.reachable", answer.status == 200, what) and not answer.error
 
 
 def judge_redirects(answers: Iterable[Answer], ledger: Ledger) -> None:

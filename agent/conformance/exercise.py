@@ -51,8 +51,10 @@ def command(line: str) -> Exercise:
                 f"--exercise: {action} took more than {_PATIENCE:.0f} s", "see what it waits for"
             ) from None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
         if code not in {0, CANNOT}:
             raise ConfigError(
                 f"--exercise: {action} ended with {code}",

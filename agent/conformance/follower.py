@@ -44,7 +44,7 @@ class Follower:
     async def pull(self) -> Position | None:
         """GET state; return its position, None if it could not be had or read."""
         answer = await self._wire.ask("GET", "state")
-        if answer.status != 200:
+        if answer.status != 200 or answer.error:
             return None
         reading = read_state(answer, self._ledger)
         if reading.snapshot is not None:
@@ -58,19 +58,34 @@ class Follower:
             self.history.append(reading.snapshot)
             self.snapshot, self.position = reading.snapshot, reading.position
 
-    async def run(self) -> None:
-        """Follow the stream from the held position on, again and again, until cancelled or there is none."""
+    async def catch_up(self) -> None:
+        """Hold core's current position, for a stream that is opened next."""
+        self.position = await self.pull() or self.position
+
+    async def run(self, first: Position | None = None) -> None:
+        """Follow the stream, again and again, until cancelled; a core without one is polled.
+
+        It is opened from the held position on, or for once from ``first``.
+        """
         async with asyncio.TaskGroup() as tasks:
-            confirming = tasks.create_task(self._confirm())
-            while self.position is not None:
-                record = StreamRecord(str(self.position), clock.monotonic())
+            tasks.create_task(self._confirm())
+            current = first is None
+            while (asked := first or self.position) is not None:
+                record = StreamRecord(str(asked), clock.monotonic(), current)
                 self.records.append(record)
-                await self._notify()
+                first, current = None, False
                 await self._wire.listen(record, self._take)
-                if has_no_stream(record):
-                    break
+                while has_no_stream(record):
+                    await self._poll()
                 await asyncio.sleep(_RETRY)
-            confirming.cancel()
+
+    async def _poll(self) -> None:
+        before = self.position
+        self.position = await self.pull() or before
+        if self.position != before:
+            self._unconfirmed.set()
+        await self._notify()
+        await asyncio.sleep(_RETRY)
 
     async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until the condition, looked at whenever something came, is true; False if it never was."""

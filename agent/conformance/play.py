@@ -10,7 +10,7 @@ from agent.conformance.answers import Step
 from agent.conformance.asking import Asker, until
 from agent.conformance.exercise import CANNOT, Exercise
 from agent.conformance.history import STEPS
-from agent.conformance.stream import judge_resync
+from agent.conformance.stream import judge_after_resync, judge_resync
 from agent.core.messages import parse_position
 from agent.core.stream import ServerEvent
 from agent.encoding import format_key, parse_public_key
@@ -33,12 +33,14 @@ class Play:
         self._follower = asker.follower
         self._exercise = exercise
         self._has_stream = has_stream
+        self._start: Position | None = None
+        self._seen = 0
         self._one, self._other = (format_key(secrets.token_bytes(32)) for _ in range(2))
 
     async def changes(self) -> None:
-        """Everything but restarts; what was sent is asked for once more at the end."""
-        start = self._follower.position
-        seen = len(self._follower.history)
+        """Everything but restarts."""
+        self._start = self._follower.position
+        self._seen = len(self._follower.history)
         if not await self._do("upsert", self._one):
             return
         for action in ("grant", "renew", "replace", "revoke"):
@@ -50,9 +52,13 @@ class Play:
             await self._do("remove", self._other)
         await self._do("remove", self._one)
         await self._do("location")
-        if self._has_stream and start is not None:
-            known = [event for event in self._follower.history[seen:] if isinstance(event, ServerEvent)]
-            await self._asker.replay(start, _after(known, start))
+
+    async def again(self) -> None:
+        """Ask for all that was sent during the changes once more."""
+        if self._has_stream and self._start is not None:
+            sent = [item for item in self._follower.history[self._seen :] if isinstance(item, ServerEvent)]
+            if known := _after(sent, self._start):
+                await self._asker.replay(self._start, known)
 
     async def restarts(self) -> None:
         """Core stops and starts, with its data and then with a history that begins anew."""
@@ -123,10 +129,15 @@ class Play:
             good = after.epoch != before.epoch
             self._ledger.judged("restart.new-epoch", good, f"{before}, then {after}")
             if good and self._has_stream:
+                await self._do("location")
                 # One that was opened while core went down may have had no time to say anything.
                 for record in self._follower.records[opened:]:
-                    if record.events and record.asked == str(before):
-                        judge_resync(record, "stream.resync-other-epoch", None, self._ledger)
+                    if (
+                        record.events
+                        and record.asked == str(before)
+                        and judge_resync(record, "stream.resync-other-epoch", None, self._ledger)
+                    ):
+                        judge_after_resync(record, self._ledger)
 
     def _pulled(self) -> Position | None:
         snapshot = self._follower.snapshot

@@ -71,8 +71,9 @@ def judge_heartbeat(record: StreamRecord, now: float, ledger: Ledger) -> bool:
     return record.ended is not None
 
 
-def judge_events(record: StreamRecord, ledger: Ledger, *, current: bool) -> None:
-    """Judge each event and its number; ``current``: it was opened from core's current revision."""
+def judge_events(record: StreamRecord, ledger: Ledger) -> None:
+    """Judge each event and its number."""
+    current = record.current
     first = "stream.resume-current" if current else "stream.resume"
     position: Position | None = Position(*parse_position(record.asked))
     for number, event in enumerate(record.events):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from functools import partial
 from typing import Final
@@ -45,6 +44,8 @@ _CLOCK_SPACING: Final = 2.2
 _FAR: Final = 1_000_000
 _PATHS: Final = {"state": "GET", "changes": "GET", "applied": "POST", "stats": "POST", "session-ends": "POST"}
 _WRONG_METHODS: Final = (("POST", "state"), ("GET", "applied"), ("GET", "stats"), ("GET", "session-ends"))
+_QUIET: Final = 2.0
+"""Seconds within which a stream from the current position must not send anything that is not new."""
 _HEARTBEATS: Final = 2 * (HEARTBEAT + LATE) + 1
 _TAKES_CHANGES: Final = ("change.", "session.", "restart.", "ends.taken", "stream.complete")
 
@@ -57,8 +58,6 @@ class Walk:
         self._ledger = ledger
         self._follower = self._asker.follower
         self._token = token
-        self._streams: list[StreamRecord] = []
-        """Those that were opened from positions that can't be replayed."""
 
     async def run(self, *, watch: float = 0.0, exercise: Exercise | None = None) -> None:
         """Ask everything; ``watch`` is in seconds. Raises ConfigError if the exercise's program fails."""
@@ -78,32 +77,33 @@ class Walk:
     async def _from(
         self, held: Position, first: Answer, reading: Reading, watch: float, exercise: Exercise | None
     ) -> None:
-        """Everything that takes a position to begin with."""
+        """Everything that takes a position to begin with; no two streams are open at a time."""
+        has_stream = await self._open(held)
+        play = None if exercise is None else Play(self._asker, exercise, has_stream=has_stream)
+        # The agent's own way of coming back from another history, and all that needs no change meanwhile.
+        async with background(self._follower.run(Position("no-" + held.epoch[:32], held.revision))):
+            await self._conditions()
+            await self._reports()
+            await self._strictness()
+            await self._clock(first, reading)
+            if has_stream:
+                await self._other_epoch()
+        await self._follower.catch_up()
         async with background(self._follower.run()):
-            await self._follower.until(self._is_opened, HEARTBEAT)
-            has_stream = self._judge_stream()
-            play = None if exercise is None else Play(self._asker, exercise, has_stream=has_stream)
-            async with contextlib.AsyncExitStack() as streams:
-                if has_stream:
-                    await self._positions(held, streams)
-                await self._conditions()
-                await self._reports()
-                await self._strictness()
-                await self._clock(first, reading)
-                if has_stream:
-                    await self._heartbeats()
-                if play is not None:
-                    await play.changes()
-                elif watch:
-                    await asyncio.sleep(watch)
-                    await self._asker.settle(has_stream=has_stream, after="the watch")
-                if has_stream:
-                    await self._after_resync()
-            # While core is down nothing is accepted.
-            for answer in self._follower.applied:
-                seen = f"a revision of the stream: {answer}"
-                self._ledger.judged("applied.accepted", answer.status == 202, seen)
+            await until(self._is_answered, _QUIET)
             if play is not None:
+                await play.changes()
+            elif watch:
+                await asyncio.sleep(watch)
+                await self._asker.settle(has_stream=has_stream, after="the watch")
+        # While core is down nothing is accepted.
+        for answer in self._follower.applied:
+            seen = f"a revision of the stream: {answer}"
+            self._ledger.judged("applied.accepted", answer.status == 202, seen)
+        if play is not None:
+            await play.again()
+            await self._follower.catch_up()
+            async with background(self._follower.run()):
                 await play.restarts()
         self._judge(has_stream)
         for clause in _TAKES_CHANGES if exercise is None else ():
@@ -116,10 +116,11 @@ class Walk:
                 self._ledger.skipped(clause, why)
 
     async def _authorization(self, held: Position | None) -> None:
-        bodies = {"applied": self._asker.reporter().applied()}
+        # Such as core would take with the token, so that nothing but the token decides.
+        bodies = {report.path: report.body for report in self._asker.reporter().good() if not report.gzip}
         altered = self._token[:-1] + ("A" if self._token[-1] != "A" else "B")
         for path, method in _PATHS.items():
-            content = bodies.get(path, b"{}") if method == "POST" else None
+            content = bodies.get(path)
             headers = {"Last-Event-ID": str(held)} if path == "changes" else {}
             for clause, value in (
                 ("auth.missing-token", None),
@@ -131,40 +132,51 @@ class Walk:
                 )
                 judge_refusal(clause, f"{method} {path}", answer, self._ledger)
 
-    def _is_opened(self) -> bool:
-        return any(record.head is not None for record in self._follower.records)
-
-    def _judge_stream(self) -> bool:
-        record = self._follower.records[0]
-        if has_no_stream(record):
-            for prefix in ("stream.", "change."):
-                self._skip(prefix, f"core has no stream ({record.head}), and is polled")
-            return False
-        if record.head is None:
-            record.fault = f"no headers within {HEARTBEAT:.0f} s"
-        return judge_opening(record, self._ledger)
-
-    async def _positions(self, held: Position, streams: contextlib.AsyncExitStack) -> None:
-        """Open streams from positions that can't be replayed, which stay open, and from an older one."""
-        epoch = "no-" + held.epoch[:32]
-        for clause, position in (
-            ("stream.resync-other-epoch", Position(epoch, held.revision)),
-            ("stream.resync-future", Position(held.epoch, held.revision + _FAR)),
-        ):
-            record = StreamRecord(str(position), clock.monotonic())
-            self._streams.append(record)
-            before = await self._follower.pull()
-            await streams.enter_async_context(self._asker.listening(record))
-            await until(partial(_has_answered, record))
-            after = await self._follower.pull()
-            bounds = None
-            if before is not None and after is not None and before.epoch == after.epoch:
-                bounds = (before, after)
-            judge_resync(record, clause, bounds, self._ledger)
+    async def _open(self, held: Position) -> bool:
+        """Ask from a revision that is not there yet and from an older one; False if there is no stream."""
+        record = StreamRecord(f"{held.epoch}:{held.revision + _FAR}", clock.monotonic())
+        before = await self._follower.pull()
+        async with self._asker.listening(record):
+            await until(lambda: record.head is not None or record.ended is not None, HEARTBEAT)
+            if has_no_stream(record):
+                for prefix in ("stream.", "change."):
+                    self._skip(prefix, f"core has no stream ({record.head}), and is polled")
+                return False
+            if record.head is None:
+                record.fault = f"no headers within {HEARTBEAT:.0f} s"
+            if not judge_opening(record, self._ledger):
+                return False
+            await until(lambda: record.ended is not None or bool(record.events))
+        bounds = await self._bounds(before)
+        judge_resync(record, "stream.resync-future", bounds, self._ledger)
         if held.revision:
             await self._asker.replay(Position(held.epoch, held.revision - 1), [])
         else:
             self._ledger.skipped("stream.resume", "there is no revision before the current one yet")
+        return True
+
+    async def _bounds(self, before: Position | None) -> tuple[Position, Position] | None:
+        """Core's positions before and now, if they are of one epoch."""
+        after = await self._follower.pull()
+        if before is None or after is None or before.epoch != after.epoch:
+            return None
+        return before, after
+
+    async def _other_epoch(self) -> None:
+        """Judge the stream that was opened from another epoch: resync, what follows, and heartbeats."""
+        record = self._follower.records[0]
+        await until(partial(self._heartbeats, record), _HEARTBEATS)
+        judge_resync(record, "stream.resync-other-epoch", None, self._ledger)
+        if is_resync(record):
+            judge_after_resync(record, self._ledger)
+
+    def _heartbeats(self, record: StreamRecord) -> bool:
+        return judge_heartbeat(record, clock.monotonic(), self._ledger)
+
+    def _is_answered(self) -> bool:
+        """Whether the newest stream has shown what it begins with."""
+        record = self._follower.records[-1] if self._follower.records else None
+        return record is not None and record.current and (bool(record.events) or record.ended is not None)
 
     async def _conditions(self) -> None:
         """Ask with If-None-Match, and again if the state has changed meanwhile."""
@@ -211,25 +223,12 @@ class Walk:
     async def _clock(self, first: Answer, reading: Reading) -> None:
         await asyncio.sleep(max(0.0, first.sent + _CLOCK_SPACING - clock.read().boot))
         second = await self._asker.ask("GET", "state")
-        later = read_state(second, self._ledger) if second.status == 200 else Reading()
+        later = read_state(second, self._ledger) if second.status == 200 and not second.error else Reading()
         judge_running_clock((first, reading.server_time), (second, later.server_time), self._ledger)
-
-    async def _heartbeats(self) -> None:
-        record = self._follower.records[0]
-        await until(lambda: judge_heartbeat(record, clock.monotonic(), self._ledger), _HEARTBEATS)
-
-    async def _after_resync(self) -> None:
-        for record in self._streams:
-            if is_resync(record):
-                await until(partial(judge_after_resync, record, self._ledger), HEARTBEAT + LATE)
 
     def _judge(self, has_stream: bool) -> None:
         if has_stream:
-            for number, record in enumerate(self._follower.records):
+            for record in self._follower.records:
                 if record.is_open:
-                    judge_events(record, self._ledger, current=number == 0)
+                    judge_events(record, self._ledger)
         judge_history(self._follower.history, self._ledger)
-
-
-def _has_answered(record: StreamRecord) -> bool:
-    return record.ended is not None or bool(record.events)

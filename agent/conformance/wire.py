@@ -73,7 +73,8 @@ class Wire:
             ):
                 body, fault = b"", ""
                 try:
-                    body = await _body(response) if read else b""
+                    with translated(stream=False):
+                        body = await _body(response) if read else b""
                 except InvalidMessage as error:
                     fault = error.message
         except AgentError as error:

@@ -118,6 +118,46 @@ class Honest(Proxy):
 
 
 @dataclass
+class HoldsOneStream(Proxy):
+    """A gateway's new stream is the end of its older one: allowed, and good against dead connections."""
+
+    open: contextlib.AsyncExitStack | None = None
+
+    async def _blocks(self, got: httpx.Response, stack: contextlib.AsyncExitStack) -> AsyncIterator[bytes]:
+        if self.open is not None:
+            await self.open.aclose()
+        self.open = stack
+        async for block in super()._blocks(got, stack):
+            yield block
+
+
+@dataclass
+class LimitsRates(Proxy):
+    """Every tenth report has to wait for a second."""
+
+    count: int = 0
+
+    def asked(self, asked: Asked) -> Response | None:
+        self.count += asked.method == "POST"
+        if self.count % 10:
+            return None
+        self.count += 1
+        return Response(status_code=429, headers={"retry-after": "1"})
+
+
+class WeakensTags(Proxy):
+    """As proxies that compress do."""
+
+    def answered(self, asked: Asked, headers: Headers, body: bytes) -> bytes:
+        if "etag" in headers:
+            headers["etag"] = "W/" + headers["etag"]
+        return body
+
+
+GOOD: list[type[Proxy]] = [Honest, HoldsOneStream, LimitsRates, WeakensTags]
+
+
+@dataclass
 class SkipsARevision(Proxy):
     """There is no revision 8: until a restart, what should have it and all after it have one more."""
 

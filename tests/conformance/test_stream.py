@@ -130,7 +130,7 @@ def test_events_break_the_silence_but_are_no_heartbeats() -> None:
 )
 def test_events_are_numbered_one_by_one(events: list[ServerEvent], clauses: set[str]) -> None:
     ledger = Ledger()
-    judge_events(record(*events), ledger, current=True)
+    judge_events(record(*events, current=True), ledger)
     assert failed(ledger) == clauses
 
 
@@ -141,15 +141,15 @@ def test_what_comes_first_after_a_break_is_the_next_revision_or_resync() -> None
         ([removed(50)], {"stream.resume"}),
     ):
         ledger = Ledger()
-        judge_events(record(*events), ledger, current=False)
+        judge_events(record(*events), ledger)
         assert failed(ledger) == clauses
 
 
 def test_a_quiet_stream_from_the_current_revision_is_as_it_should_be() -> None:
     ledger = Ledger()
-    judge_events(record(Heartbeat()), ledger, current=True)
+    judge_events(record(Heartbeat(), current=True), ledger)
     assert ledger.mark("stream.resume-current") is Mark.PASS
-    judge_events(record(fault="an event has more than 1048576 bytes"), ledger, current=True)
+    judge_events(record(fault="an event has more than 1048576 bytes"), ledger)
     assert failed(ledger) == {"stream.data"}
 
 

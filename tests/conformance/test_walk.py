@@ -1,0 +1,114 @@
+"""Cores of other kinds: over TLS, without a stream, without anything to go by."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import trustme
+
+from agent.conformance.clauses import CLAUSES
+from agent.conformance.verdicts import Ledger, Mark
+from agent.conformance.walk import Walk
+from agent.conformance.wire import Wire
+from agent.core.endpoint import TlsFiles
+from agent.sandbox.service import CoreService, make_config
+from tests.conformance.site import HEARTBEAT, LOCATION, marked, site, walk
+from tests.core.fakes import answer, body, core, run, state, stream
+
+
+def test_over_tls_core_is_trusted_by_its_ca_alone(tmp_path: Path) -> None:
+    ca, other = trustme.CA(), trustme.CA()
+    issued = ca.issue_cert("127.0.0.1")
+    for pem, name in (
+        (ca.cert_pem, "ca.pem"),
+        (other.cert_pem, "other.pem"),
+        (issued.cert_chain_pems[0], "cert.pem"),
+        (issued.private_key_pem, "key.pem"),
+    ):
+        pem.write_to_path(str(tmp_path / name))
+    settings = make_config(
+        tmp_path,
+        heartbeat=HEARTBEAT,
+        tls_cert_file=str(tmp_path / "cert.pem"),
+        tls_key_file=str(tmp_path / "key.pem"),
+    )
+
+    async def through(service: CoreService, ca_file: str) -> Ledger:
+        wire = Wire(service.gateway_url, service.gateway_token, TlsFiles(tmp_path / ca_file))
+        ledger = Ledger()
+        await Walk(wire, service.gateway_token, ledger).run()
+        await wire.close()
+        return ledger
+
+    async def main() -> None:
+        service = CoreService(settings, ca_file=str(tmp_path / "ca.pem"))
+        await service.start()
+        try:
+            await service.admin.add_location("hq", **LOCATION)
+            assert marked(await through(service, "ca.pem"), Mark.FAIL) == {}
+            failed = marked(await through(service, "other.pem"), Mark.FAIL)
+        finally:
+            await service.close()
+        assert list(failed) == ["connection.reachable"]
+        assert "not trusted by this host (set core.ca_file" in failed["connection.reachable"]
+
+    run(main())
+
+
+def test_a_core_without_a_stream_is_polled_and_its_sessions_are_judged_all_the_same() -> None:
+    async def main() -> None:
+        async with site(stream=False) as polled:
+            ledger = await walk(polled.service.gateway_url, polled.service.gateway_token, polled)
+        assert marked(ledger, Mark.FAIL) == {}
+        skipped = marked(ledger, Mark.SKIP)
+        assert set(skipped) == {name for name in CLAUSES if name.startswith(("stream.", "change."))}
+        assert skipped["stream.resume"] == "core has no stream (core answered 404), and is polled"
+
+    asyncio.run(main())
+
+
+def test_without_epoch_and_revision_only_the_state_and_the_token_are_judged() -> None:
+    async def main() -> Ledger:
+        async with core() as told:
+            told.on("state", answer(200, body(state() | {"epoch": None}), Content_Type="application/json"))
+            return await walk(told.url, "token")
+
+    ledger = run(main())
+    assert {"state.epoch", "auth.missing-token", "auth.wrong-token"} <= set(marked(ledger, Mark.FAIL))
+    assert ledger.verdict("stream.opens").seen == "the state's epoch and revision can't be read"
+
+
+def test_answers_that_are_cut_or_packed_otherwise_are_said_to_be() -> None:
+    async def main() -> list[str]:
+        seen = []
+        async with core() as told:
+            for handler in (
+                answer(200, b"{}", Content_Encoding="br"),
+                answer(200, b"\x1f\x8b\x08", Content_Encoding="gzip"),
+                answer(200, b"{", Content_Length="10"),
+            ):
+                told.on("state", handler)
+                ledger = await walk(told.url, "token")
+                assert ledger.mark("state.gzip") is Mark.FAIL
+                seen.append(ledger.verdict("state.gzip").seen)
+        return seen
+
+    brotli, gzip, cut = run(main())
+    assert "Content-Encoding other than gzip" in brotli
+    assert "gzip data ends early" in gzip
+    assert "truncated" in cut
+
+
+def test_an_event_that_is_too_large_is_a_fault_of_the_stream() -> None:
+    async def main() -> Ledger:
+        good = state(revision=1)
+        async with core() as told:
+            etag = {"ETag": '"b7e1:1"', "Content_Type": "application/json"}
+            told.on("state", answer(200, body(good), **etag))
+            told.on("changes", stream(b"id: b7e1:2\nevent: peer_removed\ndata: " + b"x" * 2_000_000))
+            return await walk(told.url, "token")
+
+    ledger = run(main())
+    assert ledger.mark("stream.data") is Mark.FAIL
+    assert "more than 1048576 bytes" in ledger.verdict("stream.data").seen
