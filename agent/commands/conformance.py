@@ -37,6 +37,8 @@ def execute(arguments: argparse.Namespace) -> int:
             "it takes a core and a token",
             "wg-agent conformance --core https://HOST/path/ --token-file FILE",
         )
+    if arguments.watch and arguments.exercise is not None:
+        raise ConfigError("--watch and --exercise don't go together", "the exercise makes its own changes")
     if not 0 <= arguments.watch < float("inf"):
         raise ConfigError("--watch is not a number of seconds", "such as --watch 60")
     token = _read_token(arguments)

@@ -177,7 +177,7 @@ _STREAM = Section(
     (
         Clause(
             "stream.opens",
-            "GET changes is 200 and text/event-stream, at once (404, 405, 501: core has no stream).",
+            "GET changes is 200 and text/event-stream (404, 405, 501: core has no stream).",
             "send the headers when the stream is opened, not with the first event",
         ),
         Clause(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from agent.errors import ConfigError
 
-Exercise = Callable[..., Awaitable[bool]]
+Exercise = Callable[..., Coroutine[Any, Any, bool]]
 """Called with an action and public keys; False where the program has no way to do it."""
 CANNOT: Final = 77
 """The exit status that says so."""

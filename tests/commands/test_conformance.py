@@ -178,6 +178,10 @@ def _token(folder: Path, mode: int = 0o600) -> str:
         (["--core", "http://core.example.com/", "TOKEN"], "anybody on the way reads PSKs"),
         (["--core", "core.example.com", "TOKEN"], "is not an https:// URL"),
         (["--core", "http://127.0.0.1:1/", "TOKEN", "--watch", "-1"], "--watch is not a number of seconds"),
+        (
+            ["--core", "http://127.0.0.1:1/", "TOKEN", "--exercise", "true", "--watch", "9"],
+            "don't go together",
+        ),
         (["--core", "http://127.0.0.1:1/", "TOKEN", "--exercise", " "], "--exercise is empty"),
         (["--core", "http://127.0.0.1:1/", "TOKEN", "--exercise", "a 'b"], "--exercise can't be read"),
         (["--core", "https://127.0.0.1:1/", "TOKEN", "--ca-file", "/nowhere"], "core.ca_file /nowhere"),

@@ -224,6 +224,28 @@ class ReplaysNothing(Proxy):
             asked.headers["last-event-id"] = self.newest
 
 
+class TakesTheFutureForThePresent(Proxy):
+    """A position that core has not reached yet is followed in silence."""
+
+    def asked(self, asked: Asked) -> None:
+        epoch, _, revision = asked.headers.get("last-event-id", "").partition(":")
+        if revision and int(revision) > 1000:
+            asked.headers["last-event-id"] = f"{epoch}:{int(revision) - 1_000_000}"
+
+
+@dataclass
+class LosesAnEvent(Proxy):
+    """A change comes into the state, and once not into the stream."""
+
+    lost: bool = False
+
+    def block(self, block: bytes) -> bytes:
+        if not self.lost and parts(block).get("event") == "location_changed":
+            self.lost = True
+            return b""
+        return block
+
+
 class HasNoHeartbeat(Proxy):
     def block(self, block: bytes) -> bytes:
         return b"" if block.startswith(b":") else block
@@ -401,6 +423,8 @@ BROKEN: dict[type[Proxy], str] = {
     TagsTheBody: "state.etag",
     ResyncsWithoutARevision: "stream.resync-carries-revision",
     ReplaysNothing: "stream.resume",
+    TakesTheFutureForThePresent: "stream.resync-future",
+    LosesAnEvent: "stream.complete",
     HasNoHeartbeat: "stream.heartbeat",
     FailsOnRepeatedEnds: "ends.idempotent",
     CountsOneTooMany: "state.peer-count",
