@@ -98,6 +98,11 @@ class Follower:
         """Wait for the stream to have brought everything up to a position."""
         return await self.until(lambda: self._is_at(position), seconds)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a stream is open right now."""
+        return bool(self.records) and self.records[-1].is_open and self.records[-1].ended is None
+
     def _is_at(self, position: Position) -> bool:
         held = self.position
         return held is not None and held.epoch == position.epoch and held.revision >= position.revision

@@ -72,7 +72,11 @@ class Play:
             if clause := STEPS.get(action):
                 self._ledger.skipped(clause, f"{action}: the program can't do that (it ended with {CANNOT})")
             return False
-        return await self._asker.settle(has_stream=self._has_stream, after=action, seconds=back)
+        there = await self._asker.settle(has_stream=self._has_stream, after=action, seconds=back)
+        if there and self._has_stream:
+            # What happens between two streams is looked at by asking for it again, and there alone.
+            await until(lambda: self._follower.is_open, back)
+        return there
 
     async def _report_end(self) -> None:
         """Report the session's end as a gateway does, twice, and look whether core lists it still."""
