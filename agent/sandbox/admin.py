@@ -114,8 +114,12 @@ class AdminClient:
         return list(await self._ask("GET", "gateways"))
 
     async def stats(self) -> list[dict[str, Any]]:
-        """Return the last reported counters of every peer."""
+        """Return the last reported counters of every peer at every gateway."""
         return list(await self._ask("GET", "stats"))
+
+    async def traffic(self) -> list[dict[str, Any]]:
+        """Return every peer's bytes over all gateways, and which of them it uses."""
+        return list(await self._ask("GET", "traffic"))
 
     async def session_ends(self) -> list[dict[str, Any]]:
         """Return the ends that gateways reported, in order of arrival."""

@@ -53,6 +53,7 @@ def routes(core: Core) -> list[BaseRoute]:
         ("POST", "/sessions/{id}/renew", api.renew_session),
         ("GET", "/gateways", api.list_gateways),
         ("GET", "/stats", api.list_stats),
+        ("GET", "/traffic", api.list_traffic),
         ("GET", "/session-ends", api.list_session_ends),
     ]
     return [Route(path, api.guarded(do), methods=[method]) for method, path, do in table]
@@ -166,6 +167,9 @@ class _AdminApi:
 
     async def list_stats(self, request: Request) -> Response:
         return http.answer(self._core.reports.list_stats())
+
+    async def list_traffic(self, request: Request) -> Response:
+        return http.answer(self._core.reports.list_traffic())
 
     async def list_session_ends(self, request: Request) -> Response:
         return http.answer(self._core.reports.list_session_ends())

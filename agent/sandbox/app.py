@@ -24,6 +24,8 @@ from agent.sandbox.core import Core
 from agent.sandbox.http import EXCEPTION_HANDLERS
 
 _SHUTDOWN: Final = 2
+UNACKNOWLEDGED: Final = 15.0
+"""Seconds after which a connection is given up whose other end acknowledges nothing that was sent."""
 
 
 def application(core: Core) -> Starlette:
@@ -151,6 +153,9 @@ def _tcp_socket(host: str) -> socket.socket:
     # asyncio turns Nagle's algorithm off only for sockets that say that they are TCP.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted connections have it too. A gateway whose host is dead says nothing, not even goodbye: its
+    # stream ends once a heartbeat is unacknowledged for so long, and nobody waits for it any more.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED * 1000))
     return sock
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent.sandbox.directory import Device, Directory, Location
 from agent.sandbox.errors import Refusal
 from agent.sandbox.gateways import Gateways
 from agent.sandbox.http import token_digest
+from agent.sandbox.liveness import Absence
 from agent.sandbox.mfa import Authenticator, Mailer
 from agent.sandbox.push import Pusher
 from agent.sandbox.reports import Reports
@@ -60,11 +62,12 @@ class Core:
             self._tokens[digest] = KnownGateway(gateway.name, gateway.location, gateway.enabled)
         mailer = Mailer(config.smtp)
         self.store = Store(Path(config.database), changelog=config.changelog)
-        self.directory = Directory(self.store, config.sessions)
+        self.directory = Directory(self.store, config.sessions, _shared(self._tokens.values()))
+        self.directory.announce_liveness()
         self.sessions = Sessions(self.store, config.sessions.lifetime)
         self.mfa = Authenticator(self.store, self.directory, config.mfa, mailer.send_code)
         self.reports = Reports(self.store, self.sessions)
-        self.gateways = Gateways()
+        self.gateways = Gateways(started=clock())
 
     def gateway_of(self, digest: bytes) -> KnownGateway:
         """Return the gateway whose token has this digest. Raises Refusal (401, 403)."""
@@ -87,7 +90,7 @@ class Core:
                 device.public_key,
                 grant.epoch,
                 grant.revision,
-                now=self.clock(),
+                clock=self.clock,
                 timeout=self.config.applied_timeout,
             )
         except BaseException:
@@ -102,13 +105,17 @@ class Core:
         """End sessions that are over at ``now``; return their ids and reasons."""
         ended = self.sessions.sweep(
             self.directory.locations(),
-            lambda location_id: self.gateways.reporting_since(location_id, now),
+            lambda location: self._absences(location, now),
             now,
         )
         self.mfa.forget(now)
         for session_id, reason in ended:
             _log.info("session %s ended: %s", session_id, reason)
         return ended
+
+    def _absences(self, location: Location, now: float) -> list[Absence]:
+        serving = [g.name for g in self._tokens.values() if g.enabled and g.location == location.name]
+        return self.gateways.absences(serving, location.id, now)
 
     def gateway_list(self) -> list[dict[str, Any]]:
         """Return what is known of each configured gateway, as JSON values."""
@@ -164,3 +171,9 @@ class Core:
                 # A full disk must not stop the core from ending sessions once there is room.
                 _log.exception("ending sessions failed; trying again")
             await asyncio.sleep(SWEEP_INTERVAL)
+
+
+def _shared(gateways: Iterable[KnownGateway]) -> frozenset[str]:
+    """Return the names of the locations that more than one gateway serves."""
+    counted = Counter(gateway.location for gateway in gateways if gateway.enabled)
+    return frozenset(name for name, count in counted.items() if count > 1)

@@ -21,6 +21,7 @@ from agent.encoding import (
 from agent.sandbox import config, specs
 from agent.sandbox.addresses import AddressPlan, networks
 from agent.sandbox.errors import Refusal
+from agent.sandbox.liveness import Announced, sent_policy
 from agent.sandbox.store import Store, session_object
 
 _INTERFACE: Final = ("addresses", "listen_port", "mtu", "fwmark")
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A location. ``interface`` and ``policy`` are as the protocol has them; times in seconds."""
+    """A location. ``interface`` and ``policy`` are as gateways get them; times in seconds."""
 
     id: int
     name: str
@@ -102,28 +103,39 @@ def peer_message(row: sqlite3.Row, session: dict[str, Any] | None) -> dict[str, 
 class Directory:
     """Reads and changes locations, users and devices. Every refused request raises Refusal."""
 
-    def __init__(self, store: Store, defaults: config.Sessions) -> None:
-        """``defaults``: the session policy of a location that is created without one."""
+    def __init__(self, store: Store, defaults: config.Sessions, shared: frozenset[str] = frozenset()) -> None:
+        """``defaults``: the session policy of a location that is created without one.
+
+        ``shared``: names of the locations that several gateways serve, where core judges liveness
+        whatever the policy says.
+        """
         self._store = store
         self._defaults = defaults
+        self._shared = shared
+        self._announced = Announced(store)
+
+    def announce_liveness(self) -> None:
+        """Tell gateways who judges liveness where that has changed with the configuration."""
+        with self._store.transaction():
+            for location in self.locations():
+                if self._announced.differs(location.id, location.policy["liveness"]):
+                    self._store.append(location.id, "location_changed", location.message())
+                    self._announced.note(location.id, location.policy["liveness"])
 
     def locations(self) -> list[Location]:
         """Return all locations."""
-        return [_location(row) for row in self._store.rows("SELECT * FROM locations ORDER BY id")]
+        return [self._location(row) for row in self._store.rows("SELECT * FROM locations ORDER BY id")]
 
     def location(self, name: str) -> Location:
         """Return a location by name."""
-        row = self._store.row("SELECT * FROM locations WHERE name = ?", name)
-        if row is None:
-            raise Refusal(404, "unknown_location", f"There is no location {clean_name(name)!r}.")
-        return _location(row)
+        return self._location(self._location_row(name))
 
     def location_by_id(self, location_id: int) -> Location:
         """Return a location by its number."""
         row = self._store.row("SELECT * FROM locations WHERE id = ?", location_id)
         if row is None:
             raise Refusal(404, "unknown_location", "There is no such location.")
-        return _location(row)
+        return self._location(row)
 
     def add_location(self, spec: specs.LocationSpec) -> Location:
         """Create a location, with an epoch of its own at revision 1."""
@@ -135,7 +147,7 @@ class Directory:
             "liveness": "gateway",
         }
         try:
-            self._store.insert(
+            location_id = self._store.insert(
                 "INSERT INTO locations (name, mfa_required, epoch, revision, interface, policy,"
                 " endpoint, server_public_key, routes) VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?)",
                 spec.name,
@@ -149,19 +161,22 @@ class Directory:
             )
         except sqlite3.IntegrityError:
             raise Refusal(409, "location_exists", f"There is a location {spec.name!r} already.") from None
-        return self.location(spec.name)
+        location = self.location_by_id(location_id)
+        self._announced.note(location.id, location.policy["liveness"])
+        return location
 
     def change_location(self, name: str, patch: specs.LocationPatch) -> Location:
         """Change a location; gateways hear of what concerns them as ``location_changed``."""
         _check_location(patch)
         with self._store.transaction():
             before = self.location(name)
+            policy = json.loads(self._location_row(name)["policy"])
             self._store.execute(
                 "UPDATE locations SET mfa_required = ?, interface = ?, policy = ?, endpoint = ?,"
                 " server_public_key = ?, routes = ? WHERE id = ?",
                 _or(patch.mfa_required, before.mfa_required),
                 json.dumps(_merged(before.interface, patch, _INTERFACE)),
-                json.dumps(_merged(before.policy, patch, _POLICY)),
+                json.dumps(_merged(policy, patch, _POLICY)),
                 _or(patch.endpoint, before.endpoint),
                 _or(patch.server_public_key, before.server_public_key),
                 json.dumps(_or(patch.routes, before.routes)),
@@ -170,6 +185,7 @@ class Directory:
             after = self.location(name)
             if after.message() != before.message():
                 self._store.append(before.id, "location_changed", after.message())
+                self._announced.note(after.id, after.policy["liveness"])
         return self.location(name)
 
     def users(self) -> list[User]:
@@ -295,6 +311,26 @@ class Directory:
             self._store.execute("DELETE FROM devices WHERE id = ?", device_id)
             self._store.append(row["location_id"], "peer_removed", {"public_key": row["public_key"]})
 
+    def _location_row(self, name: str) -> sqlite3.Row:
+        row = self._store.row("SELECT * FROM locations WHERE name = ?", name)
+        if row is None:
+            raise Refusal(404, "unknown_location", f"There is no location {clean_name(name)!r}.")
+        return row
+
+    def _location(self, row: sqlite3.Row) -> Location:
+        return Location(
+            id=row["id"],
+            name=row["name"],
+            mfa_required=bool(row["mfa_required"]),
+            epoch=row["epoch"],
+            revision=row["revision"],
+            interface=json.loads(row["interface"]),
+            policy=sent_policy(json.loads(row["policy"]), shared=row["name"] in self._shared),
+            endpoint=row["endpoint"],
+            server_public_key=row["server_public_key"],
+            routes=json.loads(row["routes"]),
+        )
+
     def _device_row(self, device_id: int) -> sqlite3.Row:
         row = self._store.row("SELECT * FROM devices WHERE id = ?", device_id)
         if row is None:
@@ -339,21 +375,6 @@ def _merged(held: dict[str, Any], patch: specs.LocationPatch, members: tuple[str
     merged = held | {name: getattr(patch, name) for name in members}
     merged = {n: held.get(n) if value is UNSET else value for n, value in merged.items()}
     return {name: value for name, value in merged.items() if value is not None}
-
-
-def _location(row: sqlite3.Row) -> Location:
-    return Location(
-        id=row["id"],
-        name=row["name"],
-        mfa_required=bool(row["mfa_required"]),
-        epoch=row["epoch"],
-        revision=row["revision"],
-        interface=json.loads(row["interface"]),
-        policy=json.loads(row["policy"]),
-        endpoint=row["endpoint"],
-        server_public_key=row["server_public_key"],
-        routes=json.loads(row["routes"]),
-    )
 
 
 def _user(row: sqlite3.Row) -> User:

@@ -104,7 +104,7 @@ class _GatewayApi:
                             yield b": heartbeat\n\n"
                         presence.last_seen = core.clock()
         finally:
-            presence.stream_closed()
+            presence.stream_closed(core.clock())
 
     async def applied(self, request: Request) -> Response:
         gateway, location = self._gateway(request)

@@ -6,24 +6,30 @@ In memory only: after a restart of core it fills again with the gateways' first 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from agent.sandbox.errors import Refusal
+from agent.sandbox.liveness import Absence
 
 # An agent whose core has no stream polls every 30 s by default; one with a stream is gone without it.
 _POLLING_WINDOW: Final = 75.0
 _RECONNECTING: Final = 5.0
+# Seconds between looks at who of those that are waited for is still there.
+_LOOK: Final = 0.25
 
 
 @dataclass(slots=True)
 class Presence:
     """What is known of one gateway; times in Unix seconds.
 
-    ``streams`` counts its open change streams, ``streamed`` says that it has had one.
+    ``left``: when it was last there before ``since``. ``streams`` counts its open change streams,
+    ``streamed`` says that it has had one.
     """
 
     location_id: int
+    left: float
     since: float
     last_seen: float
     streams: int = 0
@@ -34,9 +40,10 @@ class Presence:
         self.streams += 1
         self.streamed = True
 
-    def stream_closed(self) -> None:
+    def stream_closed(self, now: float) -> None:
         """Note the end of a stream."""
         self.streams -= 1
+        self.last_seen = now
 
 
 @dataclass(slots=True, eq=False)
@@ -48,11 +55,25 @@ class _Wait:
     done: asyncio.Future[None]
     confirmed: bool = False
 
+    def confirm(self, name: str) -> None:
+        self.confirmed = True
+        self.drop_all_but(self.pending - {name})
+
+    def drop_all_but(self, names: set[str]) -> None:
+        """Wait for none but these; what one of the others has confirmed is enough without them."""
+        self.pending &= names
+        if self.confirmed and not self.pending and not self.done.done():
+            self.done.set_result(None)
+
 
 @dataclass(slots=True)
 class Gateways:
-    """The gateways' presence and the grants that wait for them."""
+    """The gateways' presence and the grants that wait for them.
 
+    ``started``: when core was, in Unix seconds. Who was there before that is not known.
+    """
+
+    started: float
     present: dict[str, Presence] = field(default_factory=dict)
     _waits: dict[int, set[_Wait]] = field(default_factory=dict)
 
@@ -60,7 +81,8 @@ class Gateways:
         """Note a request of a gateway."""
         held = self.present.get(name)
         if held is None or held.location_id != location_id or not _is_there(held, now):
-            held = Presence(location_id, since=now, last_seen=now)
+            left = self.started if held is None else held.last_seen
+            held = Presence(location_id, left=left, since=now, last_seen=now)
             self.present[name] = held
         held.last_seen = now
         return held
@@ -73,10 +95,18 @@ class Gateways:
             if held.location_id == location_id and _is_there(held, now)
         }
 
-    def reporting_since(self, location_id: int, now: float) -> float | None:
-        """Return since when all of a location's gateways that are there have been; None if none is."""
-        times = [self.present[name].since for name in self.connected(location_id, now)]
-        return max(times, default=None)
+    def absences(self, names: Iterable[str], location_id: int, now: float) -> list[Absence]:
+        """Return when each of a location's gateways was last away."""
+        found = []
+        for name in names:
+            held = self.present.get(name)
+            if held is None or held.location_id != location_id:
+                found.append(Absence(self.started, None))
+            elif _is_there(held, now):
+                found.append(Absence(held.left, held.since))
+            else:
+                found.append(Absence(held.last_seen, None))
+        return found
 
     async def wait_applied(
         self,
@@ -85,27 +115,29 @@ class Gateways:
         epoch: str,
         revision: int,
         *,
-        now: float,
+        clock: Callable[[], float],
         timeout: float,  # noqa: ASYNC109 (the limit is part of what the answer says)
     ) -> None:
         """Return once the gateways that are there have a revision in their kernels.
 
-        When none is there, the first to confirm decides; when one of several stays silent, the
-        others do after the ``timeout``. Raises Refusal if one refuses the peer, or if nobody
-        answers within ``timeout`` seconds.
+        When none is there, the first to confirm decides. One that leaves meanwhile is not waited for
+        any longer; when one that is there stays silent, the others decide after the ``timeout``.
+        Raises Refusal if one refuses the peer, or if nobody answers within ``timeout`` seconds.
         """
         wait = _Wait(
             public_key,
             epoch,
             revision,
-            self.connected(location_id, now),
+            self.connected(location_id, clock()),
             asyncio.get_running_loop().create_future(),
         )
         waits = self._waits.setdefault(location_id, set())
         waits.add(wait)
         try:
             async with asyncio.timeout(timeout):
-                await wait.done
+                while not (await asyncio.wait({wait.done}, timeout=_LOOK))[0]:
+                    wait.drop_all_but(self.connected(location_id, clock()))
+                wait.done.result()
         except TimeoutError:
             if not wait.confirmed:
                 raise Refusal(
@@ -134,10 +166,7 @@ class Gateways:
                     )
                 )
                 continue
-            wait.confirmed = True
-            wait.pending.discard(name)
-            if not wait.pending:
-                wait.done.set_result(None)
+            wait.confirm(name)
 
 
 def _is_there(held: Presence, now: float) -> bool:

@@ -201,6 +201,28 @@ class Reports:
             for row in self._store.rows("SELECT * FROM stats ORDER BY gateway, public_key")
         ]
 
+    def list_traffic(self) -> list[dict[str, Any]]:
+        """Return every peer's bytes over all gateways, and the gateway where its newest handshake is.
+
+        Each gateway's counters are cumulative and its own, so the last of each add up, however often
+        they were reported.
+        """
+        return [
+            {
+                "public_key": row["public_key"],
+                "gateway": row["gateway"],
+                "endpoint": row["endpoint"],
+                "latest_handshake": None if row["newest"] is None else format_time(row["newest"]),
+                "rx_bytes": row["rx"],
+                "tx_bytes": row["tx"],
+            }
+            # The columns beside max() are of the row that has the maximum: so SQLite has it.
+            for row in self._store.rows(
+                "SELECT public_key, gateway, endpoint, max(latest_handshake) AS newest,"
+                " sum(rx_bytes) AS rx, sum(tx_bytes) AS tx FROM stats GROUP BY public_key"
+            )
+        ]
+
     def list_session_ends(self) -> list[dict[str, Any]]:
         """Return all reported ends in the order of their arrival."""
         return [

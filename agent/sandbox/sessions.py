@@ -18,6 +18,7 @@ import msgspec
 from agent.encoding import format_key, format_time
 from agent.sandbox.directory import Device, Location, peer_message
 from agent.sandbox.errors import Refusal
+from agent.sandbox.liveness import Absence, silent_since
 from agent.sandbox.store import Store, session_object
 
 # Core lets the gateway end a session at its deadline first, so that both give the same reason.
@@ -154,37 +155,19 @@ class Sessions:
     def sweep(
         self,
         locations: list[Location],
-        reporting_since: Callable[[int], float | None],
+        absences: Callable[[Location], list[Absence]],
         now: float,
     ) -> list[tuple[str, str]]:
         """End every session whose time is up or whose client has gone; return ids and reasons.
 
-        ``reporting_since(location_id)`` is the time since when a gateway of the location has been
-        there without a break, None if none is: silence counts only while somebody could have told.
-        So where core judges, ``idle_timeout`` has to be longer than the gateways' ``stats.interval``.
+        ``absences`` says when each of a location's gateways was last away: silence counts only while
+        whoever could have heard a session could also have told. Where core judges, ``idle_timeout``
+        has to be longer than the gateways' ``stats.interval``.
         """
         due: list[tuple[str, str]] = []
         for location in locations:
-            grace = IDLE_GRACE if location.policy["liveness"] == "gateway" else 0.0
-            since = reporting_since(location.id)
-            rows = self._store.rows(
-                "SELECT id, 'expired' AS reason FROM sessions WHERE location_id = ?1"
-                " AND ended_at IS NULL AND min(expires_at, granted_at + ?2) + ?3 <= ?4"
-                " UNION ALL SELECT id, CASE WHEN alive_at IS NULL THEN 'never_connected'"
-                " ELSE 'idle' END FROM sessions WHERE location_id = ?1 AND ended_at IS NULL"
-                " AND min(expires_at, granted_at + ?2) + ?3 > ?4"
-                " AND max(coalesce(alive_at, granted_at), ?5)"
-                " + CASE WHEN alive_at IS NULL THEN ?6 ELSE ?7 END + ?8 <= ?4",
-                location.id,
-                location.policy["max_lifetime"],
-                EXPIRY_GRACE,
-                now,
-                now if since is None else since,
-                location.policy["connect_timeout"],
-                location.policy["idle_timeout"],
-                grace,
-            )
-            due += [(row["id"], row["reason"]) for row in rows]
+            due += self._over(location, now)
+            due += self._silent(location, absences(location), now)
         with self._store.transaction():
             for session_id, reason in due:
                 self.end(session_id, reason, now)
@@ -193,6 +176,40 @@ class Sessions:
                 now - PSK_RETENTION,
             )
         return due
+
+    def _over(self, location: Location, now: float) -> list[tuple[str, str]]:
+        rows = self._store.rows(
+            "SELECT id FROM sessions WHERE location_id = ? AND ended_at IS NULL"
+            " AND min(expires_at, granted_at + ?) + ? <= ?",
+            location.id,
+            location.policy["max_lifetime"],
+            EXPIRY_GRACE,
+            now,
+        )
+        return [(row["id"], "expired") for row in rows]
+
+    def _silent(self, location: Location, absences: list[Absence], now: float) -> list[tuple[str, str]]:
+        policy = location.policy
+        grace = IDLE_GRACE if policy["liveness"] == "gateway" else 0.0
+        rows = self._store.rows(
+            "SELECT * FROM (SELECT id, alive_at IS NULL AS unseen,"
+            " coalesce(alive_at, granted_at) AS last_sign,"
+            " CASE WHEN alive_at IS NULL THEN ?2 ELSE ?3 END + ?4 AS patience FROM sessions"
+            " WHERE location_id = ?1 AND ended_at IS NULL AND min(expires_at, granted_at + ?5) + ?6 > ?7)"
+            " WHERE last_sign + patience <= ?7",
+            location.id,
+            policy["connect_timeout"],
+            policy["idle_timeout"],
+            grace,
+            policy["max_lifetime"],
+            EXPIRY_GRACE,
+            now,
+        )
+        return [
+            (row["id"], "never_connected" if row["unseen"] else "idle")
+            for row in rows
+            if silent_since(row["last_sign"], absences) + row["patience"] <= now
+        ]
 
     def snapshot(self, location: Location, now: float) -> bytes:
         """Return the body of GET state: JSON with every peer and its live session.

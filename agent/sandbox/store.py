@@ -29,6 +29,8 @@ CREATE TABLE IF NOT EXISTS locations (
   epoch TEXT NOT NULL, revision INTEGER NOT NULL,
   interface TEXT NOT NULL, policy TEXT NOT NULL,
   endpoint TEXT, server_public_key TEXT, routes TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS announced (
+  location_id INTEGER PRIMARY KEY REFERENCES locations, liveness TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS users (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, email TEXT,
   totp_secret TEXT, totp_last_step INTEGER NOT NULL DEFAULT 0,

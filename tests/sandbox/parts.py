@@ -100,7 +100,8 @@ class Gateway:
 
     def stream(self, last_event_id: str | None) -> Any:
         headers = {} if last_event_id is None else {"last-event-id": last_event_id}
-        return self.http.stream("GET", "changes", headers=headers, timeout=5)
+        # Longer than core's heartbeat, or a follower is lost on a slow machine while nothing happens.
+        return self.http.stream("GET", "changes", headers=headers, timeout=15)
 
     async def apply(self, position: str) -> httpx.Response:
         epoch, _, revision = position.partition(":")
@@ -158,6 +159,14 @@ def peer_stats(public_key: str, session_id: str | None, **members: Any) -> dict[
     }
 
 
+def _open_streams(service: CoreService) -> int:
+    """How many change streams core has open; none when it does not run."""
+    try:
+        return sum(held.streams for held in service.core.gateways.present.values())
+    except RuntimeError:
+        return 0
+
+
 @asynccontextmanager
 async def following(gateway: Gateway) -> AsyncIterator[Gateway]:
     opened = asyncio.Event()
@@ -166,9 +175,14 @@ async def following(gateway: Gateway) -> AsyncIterator[Gateway]:
     try:
         yield gateway
     finally:
+        before = _open_streams(gateway.service)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await gateway.http.aclose()
+        # Core's clock is a test's to set: it must not move before core has noticed.
+        async with asyncio.timeout(5):
+            while before and _open_streams(gateway.service) >= before:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 @dataclass(slots=True)
