@@ -36,6 +36,9 @@ def _sh(*argv: str, check: bool = True) -> str:
     return done.stdout
 
 
+_BRIDGE = "bridge"
+
+
 def interface_name() -> str:
     """A new name for a WireGuard interface.
 
@@ -128,8 +131,7 @@ class Network:
     def link(self, one: Namespace, one_address: str, other: Namespace, other_address: str) -> tuple[str, str]:
         """Join two namespaces by a veth pair with these addresses (CIDR); the two ends' names."""
         names = self._end(one), self._end(other)
-        end = ("peer", "name", names[1], "netns", other.name)
-        _sh("ip", "link", "add", names[0], "netns", one.name, "type", "veth", *end)
+        _sh("ip", "link", "add", names[0], "netns", one.name, "type", "veth", *_peer(names[1], other))
         ends = zip((one, other), names, (one_address, other_address), strict=True)
         for space, name, address in ends:
             # nodad: an IPv6 address is usable at once.
@@ -137,6 +139,22 @@ class Network:
             space.ip("address", "add", address, "dev", name, *nodad)
             space.ip("link", "set", name, "up")
         return names
+
+    def switch(self, role: str) -> Namespace:
+        """A new namespace with nothing but a bridge, to plug others into."""
+        space = self.namespace(role)
+        space.ip("link", "add", _BRIDGE, "type", "bridge")
+        space.ip("link", "set", _BRIDGE, "up")
+        return space
+
+    def plug(self, space: Namespace, address: str, switch: Namespace) -> str:
+        """Join a namespace to a switch, with this address (CIDR); the port's name at the switch."""
+        name, port = self._end(space), self._end(switch)
+        _sh("ip", "link", "add", name, "netns", space.name, "type", "veth", *_peer(port, switch))
+        space.ip("address", "add", address, "dev", name)
+        space.ip("link", "set", name, "up")
+        switch.ip("link", "set", port, "master", _BRIDGE, "up")
+        return port
 
     def _end(self, space: Namespace) -> str:
         number = self._cables.get(space.name, 0)
@@ -150,6 +168,10 @@ class Network:
             _kill_all(space)
             _drop_peers(space)
             _sh("ip", "netns", "delete", space.name, check=False)
+
+
+def _peer(name: str, space: Namespace) -> tuple[str, ...]:
+    return ("peer", "name", name, "netns", space.name)
 
 
 def _kill_all(space: Namespace) -> None:
