@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.netns import Pinger
 from tests.support.pair import NAMES, OUTSIDE, SERVER, Host, Pair, until_at
+from tests.support.places import here_and_at_full_size_on_the_kernel
 from tests.support.scenarios import SLACK, monotonic_of
 from tests.support.site import PORT, Client, until
 
@@ -30,8 +31,9 @@ def outage(pings: Pinger, since: float) -> float:
     return gaps[0].seconds
 
 
+@here_and_at_full_size_on_the_kernel
 @pytest.mark.timeout(900)
-def test_a_session_survives_its_gateway_and_ends_on_both(tmp_path: Path) -> None:
+def test_a_session_survives_its_gateway_and_ends_on_both(tmp_path: Path, where: str) -> None:
     policy: dict[str, object] = {"idle_timeout": IDLE_TIMEOUT, "connect_timeout": 600}
     with Pair(tmp_path, location=policy) as pair:
         first = pair.active()
