@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from agent.errors import JournalError
 from agent.journal import Contact, Entry, Journal, Loaded
+from agent.lives import After, Lives, begin
 from agent.model import (
     EndReason,
     InterfaceAddress,
@@ -54,11 +56,20 @@ class Books:
     still to be journalled.
     """
 
-    def __init__(self, journal: Journal, state: State, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        state: State,
+        patience: Patience | None = None,
+        service_result: str = "",
+    ) -> None:
         self.ok = True
         """Whether the journal could be written the last time."""
         self.heard = Contact(None, 0.0)
         """The last byte from core."""
+        self.lives: Lives | None = None
+        """All starts of the agent, this one among them; None while the journal can't be read."""
+        self._service_result = service_result
         self._journal = journal
         self._state = state
         self._patience = patience or Patience()
@@ -88,7 +99,15 @@ class Books:
         self._state.restore(loaded.restored, now)
         if loaded.contact is not None:
             self.heard = loaded.contact
+        await self._begin(loaded)
         return loaded
+
+    async def _begin(self, loaded: Loaded) -> None:
+        """Count this start, and journal that this process has not been stopped yet."""
+        after, self.lives = begin(loaded.lives, self._journal.boot_id, self._service_result)
+        if after in {After.CRASH, After.WATCHDOG, After.OOM, After.REBOOT}:
+            _log.warning("the agent was not stopped the last time", after=after.value)
+        await self.write(Entry(lives=self.lives))
 
     async def before_kernel(self, whose: Collection[PublicKey] | None = None) -> list[PublicKey]:
         """Journal these peers' sessions as they are (None: everybody's).
@@ -212,12 +231,17 @@ class Books:
             self._loaded = True
             self._state.roster.ended.update(loaded.restored.ended)
             ends = loaded.ends
+            await self._begin(loaded)
         return ends if await self.write(Entry(probe=True)) else None
 
-    async def close(self) -> None:
-        """Record the last contact with core and close the journal."""
+    async def close(self, *, told: bool) -> None:
+        """Record the last contact with core, and that the agent was ``told`` to stop if it was; close."""
+        last = Entry()
         if self.heard.boot is not None:
-            await self.write(Entry(contact=Now(self.heard.boot, self.heard.wall)))
+            last.contact = Now(self.heard.boot, self.heard.wall)
+        if told and self.lives is not None:
+            last.lives = replace(self.lives, stopped=True)
+        await self.write(last)
         with contextlib.suppress(JournalError):
             await self._in_thread(self._journal.close)
         self._disk.shutdown(wait=False, cancel_futures=True)

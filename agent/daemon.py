@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,12 +29,20 @@ from agent.core.push import push_app
 from agent.curve25519 import public_key
 from agent.encoding import format_key, network_of
 from agent.errors import AgentError, ConfigError, GuardError
+from agent.expiry import token_expiry
 from agent.firewall import Firewall
 from agent.folders import private_folder
 from agent.hardening import forbid_core_dumps
 from agent.hooks import Hooks
 from agent.journal import Journal
-from agent.keys import Secrets, check_private_key_storable, load_private_key, load_secrets, store_private_key
+from agent.keys import (
+    Secrets,
+    certificate_expiries,
+    check_private_key_storable,
+    load_private_key,
+    load_secrets,
+    store_private_key,
+)
 from agent.lock import InterfaceLock
 from agent.metrics import CONTENT_TYPE, Metrics
 from agent.model import Prefix
@@ -42,7 +50,7 @@ from agent.reconciler import Reconciler
 from agent.server import bind, own_app, serve, tls_context
 from agent.sessions import Limits
 from agent.state import State
-from agent.systemd import Notifier
+from agent.systemd import Notifier, take_service_result
 from agent.timers import Timers
 from agent.warden import Warden
 from agent.wireguard.link import WireGuardLink
@@ -152,6 +160,7 @@ class _Daemon:
             core_lost_grace=config.sessions.core_lost_grace,
             alive=self._alive,
             warden=self._warden,
+            service_result=take_service_result(config.paths.runtime),
         )
         self._acl = AclFirewall(
             config.interface.name,
@@ -161,6 +170,11 @@ class _Daemon:
             masquerade=config.firewall.masquerade,
             priority=config.firewall.priority,
         )
+        self._certificates = certificate_expiries(config)
+        self._metrics.set_certificates(self._certificates)
+        expires_at = token_expiry(secrets.token.get_secret_value())
+        if expires_at is not None:
+            self._metrics.set_token_expiry("core.token", expires_at)
         self._core = self._open_core()
         self._timers = Timers(self._reconciler, config.stats.interval, self._ticked)
 
@@ -185,8 +199,14 @@ class _Daemon:
                 f'core.protocol = "defguard" needs a package that is not installed: {error.name}',
                 "install wg-agent with its extra: pip install 'wg-agent[defguard]'",
             ) from None
-        core: Core = defguard.open_core(config, self._secrets, self._reconciler, reports, self._acl)
+        core: Core = defguard.open_core(
+            config, self._secrets, self._reconciler, reports, self._acl, self._note_certificates
+        )
         return core
+
+    def _note_certificates(self, expires_at: Mapping[str, float]) -> None:
+        """Core has given this gateway certificates, or taken them away."""
+        self._metrics.set_certificates({**self._certificates, **expires_at})
 
     def _vpn_networks(self) -> frozenset[Prefix] | None:
         """The networks of the interface's addresses, core's or else the configuration's; None: not known."""
@@ -219,7 +239,7 @@ class _Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STOP):
                     await self._core.close()
-            await self._reconciler.stop()
+            await self._reconciler.stop(told=self._stop.is_set())
             self._acl.close()
             self._notifier.close()
             _log.info("stopped, tunnels stay up")

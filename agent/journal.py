@@ -33,6 +33,7 @@ from agent.journalrows import (
     peer_row,
     session_row,
 )
+from agent.lives import Lives
 from agent.model import (
     InterfaceAddress,
     InterfaceSettings,
@@ -85,6 +86,8 @@ class Loaded:
     contact: Contact | None = None
     addresses: tuple[InterfaceAddress, ...] = ()
     """The addresses that the agent itself has put on the interface."""
+    lives: Lives | None = None
+    """How the last process ended; None if there was none."""
 
 
 @dataclass(slots=True)
@@ -100,6 +103,7 @@ class Entry:
     location: tuple[Location, InterfaceSettings, SessionPolicy] | None = None
     contact: Now | None = None
     addresses: tuple[InterfaceAddress, ...] | None = None
+    lives: Lives | None = None
     forgotten: list[str] = field(default_factory=list)
     """Dead ids that need not be remembered any longer."""
     reported: list[str] = field(default_factory=list)
@@ -120,12 +124,12 @@ class Journal:
 
     def __init__(self, folder: Path, boot_id: str, scratch: Path | None = None) -> None:
         self.path = folder / "journal.sqlite"
+        self.boot_id = boot_id
         self.set_aside: Path | None = None
         """Where a journal that could not be read was moved, if one was."""
         self.unwritable: JournalError | None = None
         """Why the journal was read and can't be written, if that is so."""
         self._scratch = scratch
-        self._boot_id = boot_id
         self._connection: sqlite3.Connection | None = None
 
     def load(self) -> Loaded:
@@ -246,7 +250,7 @@ class Journal:
             session_policy=policy,
             peers=tuple(map(parse_peer, rows("SELECT public_key, record FROM peers"))),
             sessions=tuple(
-                parse_session(row, self._boot_id)
+                parse_session(row, self.boot_id)
                 for row in rows("SELECT id, public_key, record FROM sessions")
             ),
             ended=tuple(checked(row, (str, float)) for row in rows("SELECT id, granted_at FROM ended")),
@@ -258,7 +262,7 @@ class Journal:
         contact = None
         if "contact" in meta:
             boot_id, boot, wall = msgspec.json.decode(meta["contact"], type=tuple[str, float, float])
-            contact = Contact(boot if boot_id == self._boot_id else None, wall)
+            contact = Contact(boot if boot_id == self.boot_id else None, wall)
         addresses = msgspec.json.decode(meta.get("addresses", "[]"), type=list[tuple[bytes, int]])
         return Loaded(
             restored=restored,
@@ -266,6 +270,7 @@ class Journal:
             ends=tuple(map(parse_end, ends)),
             contact=contact,
             addresses=tuple(InterfaceAddress(*address) for address in addresses),
+            lives=msgspec.json.decode(meta["lives"], type=Lives) if "lives" in meta else None,
         )
 
     def _write(self, connection: sqlite3.Connection, entry: Entry) -> None:
@@ -278,7 +283,7 @@ class Journal:
         if entry.sessions:
             many(
                 "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)",
-                (session_row(session, liveness, self._boot_id) for session, liveness in entry.sessions),
+                (session_row(session, liveness, self.boot_id) for session, liveness in entry.sessions),
             )
         if entry.ends:
             many("DELETE FROM sessions WHERE id = ?", ((end.session_id,) for end, _ in entry.ends))
@@ -299,9 +304,11 @@ class Journal:
         if entry.location is not None:
             remember("location", msgspec.json.encode(entry.location))
         if entry.contact is not None:
-            remember("contact", msgspec.json.encode((self._boot_id, *entry.contact)))
+            remember("contact", msgspec.json.encode((self.boot_id, *entry.contact)))
         if entry.addresses is not None:
             remember("addresses", msgspec.json.encode([tuple(address) for address in entry.addresses]))
+        if entry.lives is not None:
+            remember("lives", msgspec.json.encode(entry.lives))
         if entry.probe:
             remember("probe", b"")
         if entry.forgotten:

@@ -6,6 +6,7 @@ Such a file is its owner's alone, or it is refused.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import os
 import re
 import secrets
@@ -21,9 +22,16 @@ from agent.config import Config
 from agent.curve25519 import clamp
 from agent.encoding import format_key, parse_key
 from agent.errors import ConfigError
+from agent.expiry import expiries_of
 
 _SECRET_SIZE: Final = 64 << 10
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)  # what may stand in an Authorization header
+_CERTIFICATES: Final[dict[str, Callable[[tuple[float, ...]], float]]] = {
+    "core.ca": max,
+    "core.client_cert": min,
+    "push.tls_cert": min,
+    "push.client_ca": max,
+}
 _MIN_PUSH_SECRET: Final = 24  # bytes; Standard Webhooks, "Signature scheme"
 
 
@@ -91,6 +99,20 @@ def _check_files(config: Config) -> None:
                 path.open("rb").close()
             except OSError as error:
                 raise _unreadable(path, key, error) from None
+
+
+def certificate_expiries(config: Config) -> dict[str, float]:
+    """Return when each configured certificate expires, in Unix seconds, by the name of its key.
+
+    Of a chain the first that expires counts, of authorities the last: until then some can be verified.
+    A file that holds no certificate is left out: whoever uses it says what is wrong with it.
+    """
+    found = {}
+    for name, judge in _CERTIFICATES.items():
+        if path := _file(config, f"{name}_file"):
+            with contextlib.suppress(OSError, ValueError):
+                found[name] = judge(expiries_of(path.read_bytes()))
+    return found
 
 
 def _file(config: Config, dotted: str) -> Path | None:

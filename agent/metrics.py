@@ -23,10 +23,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
 from agent.encoding import format_key
+from agent.lives import After
 from agent.model import EndReason, Peer, Refusal
+from agent.plan import DriftKind
 from agent.traffic import Traffic
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -58,6 +62,23 @@ class PeerSeries(NamedTuple):
 
     peer: Peer
     traffic: Traffic
+
+
+class _Starts(Collector):
+    """Starts of the agent since there is a journal: a counter that outlives the process."""
+
+    def __init__(self) -> None:
+        self.counts: Mapping[str, int] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "wg_agent_starts",
+            "Starts of the agent, by what they came after.",
+            labels=("after",),
+        )
+        for after in After:
+            family.add_metric((after.value,), self.counts.get(after.value, 0))
+        yield family
 
 
 class Metrics:
@@ -106,6 +127,27 @@ class Metrics:
             "Core's revision that is in the kernel.",
             registry=registry,
         )
+        self.interface_up = Gauge("wg_agent_interface_up", "1 while the interface is up.", registry=registry)
+        self._faults = Gauge(
+            "wg_agent_fault",
+            "1 while something does not do what the agent wants of it: device, guard (nftables) or journal.",
+            ("part",),
+            registry=registry,
+        )
+        self._certificate_expiry = Gauge(
+            "wg_agent_certificate_expiry_timestamp_seconds",
+            "When a certificate that the agent has loaded expires, in Unix time.",
+            ("certificate",),
+            registry=registry,
+        )
+        self._token_expiry = Gauge(
+            "wg_agent_token_expiry_timestamp_seconds",
+            "When core's token says that it expires, in Unix time; only for one that says so (a JWT).",
+            ("token",),
+            registry=registry,
+        )
+        self._starts = _Starts()
+        registry.register(self._starts)
         self.sessions_active = Gauge("wg_agent_sessions_active", "Live sessions.", registry=registry)
         self.session_ends = Counter(
             "wg_agent_session_ends_total",
@@ -170,8 +212,17 @@ class Metrics:
             buckets=_EXPIRY,
             registry=registry,
         )
+        self.overdue_seconds = Gauge(
+            "wg_agent_overdue_seconds",
+            "How far the latest session that is still on the interface is past its deadline; 0 for none.",
+            registry=registry,
+        )
+        self.set_faults()
+        # A series that comes with its first 1 has no increase for Prometheus to see.
         for reason in EndReason:
             self.session_ends.labels(reason.value)
+        for kind in DriftKind:
+            self.drift.labels(kind.value)
         self.set_peers(dict.fromkeys(PEER_STATES, 0))
         self.set_refused({})
 
@@ -184,6 +235,25 @@ class Metrics:
         """Set how many peers are refused for each reason; absent means none."""
         for reason in Refusal:
             self._refused.labels(reason.value).set(by_reason.get(reason, 0))
+
+    def set_faults(self, *, device: bool = False, guard: bool = False, journal: bool = False) -> None:
+        """Set what does not work at the moment."""
+        for part, faulty in (("device", device), ("guard", guard), ("journal", journal)):
+            self._faults.labels(part).set(faulty)
+
+    def set_starts(self, starts: Mapping[str, int]) -> None:
+        """Set how many starts there were, this one among them, by the value of ``After``."""
+        self._starts.counts = dict(starts)
+
+    def set_certificates(self, expires_at: Mapping[str, float]) -> None:
+        """Set which certificates there are, and when each expires in Unix seconds."""
+        self._certificate_expiry.clear()
+        for name, at in expires_at.items():
+            self._certificate_expiry.labels(name).set(at)
+
+    def set_token_expiry(self, name: str, expires_at: float) -> None:
+        """Set when a token expires, in Unix seconds."""
+        self._token_expiry.labels(name).set(expires_at)
 
     async def render(self) -> bytes:
         """Return everything as Prometheus text, format 0.0.4 (``CONTENT_TYPE``).

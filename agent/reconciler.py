@@ -61,6 +61,16 @@ SKEW: Final = 5.0
 """Seconds by which this host's clock may go apart from core's, or come nearer, without a word in the log."""
 
 
+class _PullWanted(asyncio.Event):
+    """That core's state is to be pulled; ``doubted`` until it has been, also while it is on its way."""
+
+    doubted = True
+
+    def set(self) -> None:
+        self.doubted = True
+        super().set()
+
+
 class Reconciler:
     """The reconciler of one interface. It implements ``Inbox`` and ``Operator`` of ``agent.ports``.
 
@@ -80,8 +90,10 @@ class Reconciler:
         core_lost_grace: float = 0.0,
         alive: Callable[[], None] = lambda: None,
         warden: Warden | None = None,
+        service_result: str = "",
     ) -> None:
-        self.pull_wanted = asyncio.Event()
+        self._pull = _PullWanted()
+        self.pull_wanted: asyncio.Event = self._pull
         self.settled = asyncio.Event()
         """Set once the first state is in the kernel, or core could not be had."""
         self.state = state
@@ -90,7 +102,7 @@ class Reconciler:
         self.core_error = ""
         self._losses = 0
         patience = Patience(self._meanwhile)
-        self._books = Books(journal, state, patience)
+        self._books = Books(journal, state, patience, service_result)
         self._warden = warden
         if warden is not None:
             warden.patience = patience
@@ -296,10 +308,30 @@ class Reconciler:
         return await answer
 
     def refresh_metrics(self) -> None:
-        """Bring the totals up to date; for a scrape, since they cost a walk over all peers."""
+        """Bring up to date what is only known at a scrape: totals, since they cost a walk over all peers, and
+        what time changes by itself.
+        """
         by_state, by_reason = overview.counts(self.state, self.writer.mirror)
-        self._metrics.set_peers(by_state)
-        self._metrics.set_refused(by_reason)
+        metrics, now = self._metrics, self._clock()
+        metrics.set_peers(by_state)
+        metrics.set_refused(by_reason)
+        metrics.interface_up.set(self.up)
+        metrics.overdue_seconds.set(max((-d.remaining(now) for d in self.state.overdue), default=0.0))
+        metrics.set_faults(
+            device=bool(self._broken),
+            guard=self._warden is not None and bool(self._warden.fault),
+            journal=not self._books.ok,
+        )
+        if self.state.core_clock is not None:
+            metrics.clock_skew.set(now.wall - self.state.core_time(now))
+        if self._follows_core():
+            metrics.last_sync.set(now.wall)
+
+    def _follows_core(self) -> bool:
+        """Whether all that core has said by now is known to be in the kernel."""
+        doubt = not self.core_connected or self.position is None or self._pull.doubted
+        waiting = self._next.waiting or (self._under_way is not None and self._under_way.waiting)
+        return not (doubt or waiting or self.state.dirty or self._broken) and self._queue.empty()
 
     # Life.
 
@@ -313,6 +345,8 @@ class Reconciler:
         if loaded is not None:
             self.reports.ended(loaded.ends)
             self._keeper.own(loaded.addresses)
+        if self._books.lives is not None:
+            self._metrics.set_starts(self._books.lives.starts)
         state.tick(self._clock())
         device = await self._keeper.start()
         await self._step(())
@@ -335,9 +369,9 @@ class Reconciler:
         self._finished = True
         self.tick()
 
-    async def stop(self) -> None:
-        """Let go of device and journal; tunnels stay up."""
-        await self._books.close()
+    async def stop(self, *, told: bool = True) -> None:
+        """Let go of device and journal; tunnels stay up. ``told``: somebody wanted the agent to stop."""
+        await self._books.close(told=told)
         await self._keeper.close()
 
     # One step: take the events, make the interface follow, answer.
@@ -470,6 +504,7 @@ class Reconciler:
             return
         if pulled.verdict is not Verdict.APPLIED:
             return
+        self._pull.doubted = self._pull.is_set()
         # Said here as well, so that whoever waits for the first state does not find core unreachable. Core
         # may have gone since it sent this, though.
         if pulled.losses == self._losses:

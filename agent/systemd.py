@@ -6,10 +6,13 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
 import structlog
 
 _log = structlog.get_logger(__name__)
+_RESULT: Final = "service-result"
 
 
 class Notifier:
@@ -61,6 +64,21 @@ class Notifier:
 
 def _status(text: str) -> tuple[str, ...]:
     return ("STATUS=" + " ".join(text.split()),) if text else ()
+
+
+def take_service_result(runtime: Path) -> str:
+    """Return what systemd said of the agent's last process, once; empty if it said nothing.
+
+    The unit's ExecStopPost= leaves $SERVICE_RESULT (systemd.exec(5)) in the runtime folder.
+    """
+    path = runtime / _RESULT
+    try:
+        with path.open("rb") as file:
+            result = file.read(64).decode("ascii", "replace").strip()
+        path.unlink()
+    except OSError:
+        return ""
+    return result
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:

@@ -4,9 +4,11 @@ import base64
 import hashlib
 import os
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trustme
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from agent.config import Config, Core, Interface, Paths, Push
@@ -15,6 +17,7 @@ from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
 from agent.errors import ConfigError
 from agent.keys import (
+    certificate_expiries,
     check_private_key_storable,
     load_private_key,
     load_secrets,
@@ -227,3 +230,34 @@ def test_another_key_takes_the_place_of_the_one_before_whole_and_its_owners_alon
         assert path.read_text() == format_key(raw) + "\n"
         assert path.stat().st_mode & 0o777 == 0o600
     assert [file.name for file in tmp_path.iterdir()] == ["key"]
+
+
+def test_of_a_chain_the_first_end_counts_of_authorities_the_last(tmp_path: Path) -> None:
+    ends = [datetime(year, 1, 1, tzinfo=UTC) for year in (2031, 2029, 2030)]
+    authorities = [trustme.CA() for _ in ends]
+    leaves = [ca.issue_cert("gw1", not_after=end) for ca, end in zip(authorities, ends, strict=True)]
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(b"".join(leaf.cert_chain_pems[0].bytes() for leaf in leaves))
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(chain.read_bytes())
+    key = secret(tmp_path, "key.pem", "a key")
+    held = Config(
+        core=Core(url="https://c/", ca_file=bundle, client_cert_file=chain, client_key_file=key),
+        push=Push(tls_cert_file=chain, tls_key_file=key, client_ca_file=bundle),
+    )
+
+    assert certificate_expiries(held) == {
+        "core.ca": ends[0].timestamp(),
+        "core.client_cert": ends[1].timestamp(),
+        "push.tls_cert": ends[1].timestamp(),
+        "push.client_ca": ends[0].timestamp(),
+    }
+
+
+def test_a_file_without_a_certificate_has_no_end(tmp_path: Path) -> None:
+    empty = tmp_path / "ca.pem"
+    empty.write_text("nothing")
+    missing = Config(core=Core(url="https://c/", ca_file=tmp_path / "missing"))
+
+    assert certificate_expiries(missing) == {}
+    assert certificate_expiries(Config(core=Core(url="https://c/", ca_file=empty))) == {}

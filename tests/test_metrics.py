@@ -11,8 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.encoding import format_key
+from agent.lives import After
 from agent.metrics import CONTENT_TYPE, Metrics, PeerSeries, render_peers
 from agent.model import EndReason, Peer, Prefix, PublicKey, Refusal
+from agent.plan import DriftKind
 from agent.traffic import Traffic
 
 
@@ -121,7 +123,8 @@ def test_the_agents_metrics_have_their_fixed_names() -> None:
     assert series["wg_agent_core_connected"] == {(): 1}
     assert series["wg_agent_last_sync_timestamp_seconds"] == {(): 1e9}
     assert series["wg_agent_applied_revision"] == {(): 42}
-    assert series["wg_agent_drift_total"] == {(("kind", "peer_added"),): 1}
+    drift = {dict(labels)["kind"]: value for labels, value in series["wg_agent_drift_total"].items()}
+    assert drift == {kind.value: float(kind is DriftKind.PEER_ADDED) for kind in DriftKind}
     assert series["wg_agent_peers"] == {
         (("state", "up"),): 3,
         (("state", "waiting"),): 2,
@@ -146,6 +149,46 @@ def test_every_reason_for_an_end_is_there_from_the_start() -> None:
     ends = parsed(rendered(Metrics("wg0", "0.1.0")))["wg_agent_session_ends_total"]
 
     assert ends == {(("reason", reason.value),): 0 for reason in EndReason}
+
+
+def test_every_kind_of_start_is_there_and_the_journals_count_goes_on() -> None:
+    metrics = Metrics("wg0", "0.1.0")
+    before = parsed(rendered(metrics))["wg_agent_starts_total"]
+    metrics.set_starts({"crash": 3, "stop": 1})
+    after = parsed(rendered(metrics))["wg_agent_starts_total"]
+
+    assert before == {(("after", kind.value),): 0 for kind in After}
+    assert after == before | {(("after", "crash"),): 3, (("after", "stop"),): 1}
+
+
+def test_certificates_that_are_gone_are_not_shown() -> None:
+    metrics = Metrics("wg0", "0.1.0")
+    metrics.set_certificates({"core.ca": 2e9, "defguard.core": 1.9e9})
+    metrics.set_certificates({"core.ca": 2e9})
+    series = parsed(rendered(metrics))
+
+    assert series["wg_agent_certificate_expiry_timestamp_seconds"] == {(("certificate", "core.ca"),): 2e9}
+
+
+def test_a_token_without_an_end_has_no_series() -> None:
+    metrics = Metrics("wg0", "0.1.0")
+    assert "wg_agent_token_expiry_timestamp_seconds{" not in rendered(metrics)
+
+    metrics.set_token_expiry("core.token", 2e9)
+
+    series = parsed(rendered(metrics))["wg_agent_token_expiry_timestamp_seconds"]
+    assert series == {(("token", "core.token"),): 2e9}
+
+
+def test_what_does_not_work_is_named() -> None:
+    metrics = Metrics("wg0", "0.1.0")
+    metrics.set_faults(guard=True)
+
+    assert parsed(rendered(metrics))["wg_agent_fault"] == {
+        (("part", "device"),): 0,
+        (("part", "guard"),): 1,
+        (("part", "journal"),): 0,
+    }
 
 
 def test_a_refusal_that_is_over_goes_back_to_zero() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.systemd import Notifier, watchdog_interval
+from agent.systemd import Notifier, take_service_result, watchdog_interval
 
 UNIT = Path(__file__).parents[1] / "systemd" / "wg-agent@.service"
 
@@ -166,3 +167,25 @@ def test_the_unit_is_exposed_at_no_more_than_1_8() -> None:
 
     assert found, scored.stderr
     assert float(found[1]) <= 1.8
+
+
+def test_what_the_unit_left_of_the_last_process_is_taken_once(tmp_path: Path) -> None:
+    (tmp_path / "service-result").write_text("watchdog\n")
+
+    assert [take_service_result(tmp_path) for _ in range(2)] == ["watchdog", ""]
+
+
+def test_a_result_that_is_none_is_not_believed_and_does_not_stop_the_agent(tmp_path: Path) -> None:
+    (tmp_path / "service-result").write_bytes(b"\xff" * 100)
+
+    assert len(take_service_result(tmp_path)) == 64
+    assert take_service_result(tmp_path / "missing") == ""
+
+
+def test_the_unit_leaves_its_result_where_the_agent_looks_for_it(tmp_path: Path) -> None:
+    [line] = [line for line in UNIT.read_text().splitlines() if line.startswith("ExecStopPost=")]
+    argv = shlex.split(line.partition("=")[2].removeprefix("-").replace("$$", "$"))
+    environ = {"SERVICE_RESULT": "oom-kill", "RUNTIME_DIRECTORY": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run(argv, check=True, env=environ)
+
+    assert take_service_result(tmp_path) == "oom-kill"

@@ -156,7 +156,14 @@ class Core:
 class Agent:
     """One process; leaving the block stops it as SIGTERM does."""
 
-    def __init__(self, world: World, *, limits: Limits | None = None, core_lost_grace: float = 0.0) -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        limits: Limits | None = None,
+        core_lost_grace: float = 0.0,
+        service_result: str = "",
+    ) -> None:
         self.world = world
         self.alive = 0
         self.state = State(limits, OWN_KEY)
@@ -172,6 +179,7 @@ class Agent:
             core_lost_grace=core_lost_grace,
             alive=self._alive,
             warden=None if world.guard is None else self._warden(world.guard),
+            service_result=service_result,
         )
         self._task: asyncio.Task[None] | None = None
 

@@ -54,10 +54,16 @@ class Certificates:
     @property
     def expires_at(self) -> float:
         """When the first of them expires, in Unix seconds."""
-        return min(
-            x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
-            for pem in (self.certificate, self.ca, self.core)
-        )
+        return min(self.expiries.values())
+
+    @property
+    def expiries(self) -> dict[str, float]:
+        """When each of them expires, in Unix seconds, by its name in the metrics."""
+        pems = {"gateway": self.certificate, "ca": self.ca, "core": self.core}
+        return {
+            f"defguard.{name}": x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+            for name, pem in pems.items()
+        }
 
     @property
     def authority(self) -> str:

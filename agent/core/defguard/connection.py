@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, NoReturn
 
@@ -26,6 +23,7 @@ from agent.core.defguard.feed import Feed, Terms
 from agent.core.defguard.gateway import SERVER_OPTIONS, GatewayService
 from agent.core.defguard.sync import DefguardSync
 from agent.errors import CoreUnavailable
+from agent.expiry import token_claims
 from agent.keys import Secrets
 from agent.model import Now, SessionPolicy
 from agent.ports import AccessRules, Inbox, Reports
@@ -97,8 +95,13 @@ class CallingCore:
         reports: Reports,
         acl: AccessRules,
         read_clock: Callable[[], Now] = clock.read,
+        note_expiries: Callable[[Mapping[str, float]], None] = lambda _: None,
     ) -> None:
-        """Raises ConfigError if the certificates can't be used."""
+        """Raises ConfigError if the certificates can't be used.
+
+        ``note_expiries`` is told when each of them expires, in Unix seconds, whenever there are others.
+        """
+        self._note_expiries = note_expiries
         self._clock = read_clock
         self._config = config
         self._inbox = inbox
@@ -136,6 +139,7 @@ class CallingCore:
 
     async def _serve(self, held: Certificates) -> None:
         """Serve core until it deletes this gateway."""
+        self._note_expiries(held.expiries)
         left = held.expires_at - self._clock().wall
         if left < _EXPIRY_WARNING:
             _log.warning("the certificates expire soon", days=round(left / 86_400, 1))
@@ -149,6 +153,7 @@ class CallingCore:
             """Core has deleted the gateway: peers and interface, access rules and certificates go."""
             await new_feed().nobody()
             await asyncio.to_thread(certificates.remove, self._folder)
+            self._note_expiries({})
 
         service = GatewayService(
             held, self._inbox, self._reports, new_feed, purge, quiet=_quiet(config, QUIET_2)
@@ -199,11 +204,16 @@ class CallingCore:
 
 
 def open_core(
-    config: Config, secrets: Secrets, inbox: Inbox, reports: Reports, acl: AccessRules
+    config: Config,
+    secrets: Secrets,
+    inbox: Inbox,
+    reports: Reports,
+    acl: AccessRules,
+    note_expiries: Callable[[Mapping[str, float]], None],
 ) -> CalledCore | CallingCore:
     """Return the core of the configured generation; raises ConfigError."""
     if config.core.calls:
-        return CallingCore(config, inbox, reports, acl)
+        return CallingCore(config, inbox, reports, acl, note_expiries=note_expiries)
     return CalledCore(config, secrets, inbox, reports, acl)
 
 
@@ -222,11 +232,6 @@ def location_of(token: str) -> str:
     The token is a JWT whose subject is DEFGUARD-NETWORK- and the location's number. Whether it is valid
     is for core to say.
     """
-    _, _, rest = token.partition(".")
-    payload = rest.partition(".")[0]
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        found = _SUBJECT.fullmatch(claims["sub"])
-    except (binascii.Error, ValueError, KeyError, TypeError):
-        return UNNAMED
+    subject = token_claims(token).get("sub")
+    found = _SUBJECT.fullmatch(subject) if isinstance(subject, str) else None
     return UNNAMED if found is None else found[1]

@@ -108,7 +108,8 @@ async def following(
             secrets = Secrets(SecretStr(core.token))
             followed = CalledCore(config, secrets, inbox, reports, rules, world.clock)
         else:
-            followed = CallingCore(config, inbox, reports, rules, world.clock)
+            note = agent.metrics.set_certificates
+            followed = CallingCore(config, inbox, reports, rules, world.clock, note)
         task = asyncio.create_task(followed.run())
         try:
             yield agent

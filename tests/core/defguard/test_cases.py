@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from agent.acl import Acl, Verdict
+from agent.core.defguard import certificates
 from agent.core.defguard.client import DefguardClient
 from agent.encoding import format_key
 from agent.errors import CoreRejected, CoreUnavailable
@@ -453,14 +454,26 @@ def test_a_second_connection_of_cores_is_refused_while_the_first_lives(world: Wo
     second(world, scenario)
 
 
+def expiries(agent: Agent) -> dict[str, float]:
+    """When the certificates expire, as the metrics have it."""
+    samples = (s for family in agent.metrics._registry.collect() for s in family.samples)
+    name = "wg_agent_certificate_expiry_timestamp_seconds"
+    return {s.labels["certificate"]: s.value for s in samples if s.name == name}
+
+
 def test_purge_takes_all_of_it_down_and_a_new_adoption_builds_it_up_again(world: World) -> None:
     rules = Rules()
 
     async def scenario(agent: Agent, core: SecondGeneration) -> None:
         core.create(device(core, 1, 11))
         await holds(world, peers((1, 11)))
+        held = certificates.load(world.folder / "state" / "certs")
+        assert held is not None
+        assert expiries(agent) == held.expiries
+        assert min(expiries(agent).values()) == held.expires_at
         await core.stop()
         await core.purge()
+        assert expiries(agent) == {}
         assert not world.host.exists
         assert agent.state.sessions == {}
         assert rules.put_in_force[-1] is None
