@@ -67,6 +67,8 @@ class Books:
         """Whether the journal could be written the last time."""
         self.heard = Contact(None, 0.0)
         """The last byte from core."""
+        self.granted = 0
+        """New sessions that have been journalled, and so are let in."""
         self.lives: Lives | None = None
         """All starts of the agent, this one among them; None while the journal can't be read."""
         self._service_result = service_result
@@ -127,7 +129,9 @@ class Books:
             if end.reason is EndReason.REPLACED and end.public_key in rows
         ]
         if await self.write(entry):
-            state.begun.difference_update(session.id for session, _ in entry.sessions)
+            journalled = {session.id for session, _ in entry.sessions} & state.begun
+            self.granted += len(journalled)
+            state.begun -= journalled
             if not state.begun:
                 # One that has been emptied keeps the room it had.
                 state.begun = set()

@@ -64,21 +64,25 @@ class PeerSeries(NamedTuple):
     traffic: Traffic
 
 
-class _Starts(Collector):
-    """Starts of the agent since there is a journal: a counter that outlives the process."""
+class _Counted(Collector):
+    """What is counted elsewhere: sessions by the books, starts by the journal, which outlives the process."""
 
     def __init__(self) -> None:
-        self.counts: Mapping[str, int] = {}
+        self.grants = 0
+        self.starts: Mapping[str, int] = {}
 
     def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(
+        yield CounterMetricFamily(
+            "wg_agent_session_grants", "Sessions that core has granted and the agent has let in.", self.grants
+        )
+        starts = CounterMetricFamily(
             "wg_agent_starts",
-            "Starts of the agent, by what they came after.",
+            "Starts of the agent since its journal was made, by what they came after.",
             labels=("after",),
         )
         for after in After:
-            family.add_metric((after.value,), self.counts.get(after.value, 0))
-        yield family
+            starts.add_metric((after.value,), self.starts.get(after.value, 0))
+        yield starts
 
 
 class Metrics:
@@ -146,8 +150,8 @@ class Metrics:
             ("token",),
             registry=registry,
         )
-        self._starts = _Starts()
-        registry.register(self._starts)
+        self._counted = _Counted()
+        registry.register(self._counted)
         self.sessions_active = Gauge("wg_agent_sessions_active", "Live sessions.", registry=registry)
         self.session_ends = Counter(
             "wg_agent_session_ends_total",
@@ -243,7 +247,11 @@ class Metrics:
 
     def set_starts(self, starts: Mapping[str, int]) -> None:
         """Set how many starts there were, this one among them, by the value of ``After``."""
-        self._starts.counts = dict(starts)
+        self._counted.starts = dict(starts)
+
+    def set_grants(self, grants: int) -> None:
+        """Set how many sessions this process has let in."""
+        self._counted.grants = grants
 
     def set_certificates(self, expires_at: Mapping[str, float]) -> None:
         """Set which certificates there are, and when each expires in Unix seconds."""

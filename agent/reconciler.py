@@ -315,6 +315,7 @@ class Reconciler:
         metrics, now = self._metrics, self._clock()
         metrics.set_peers(by_state)
         metrics.set_refused(by_reason)
+        metrics.set_grants(self._books.granted)
         metrics.interface_up.set(self.up)
         metrics.overdue_seconds.set(max((-d.remaining(now) for d in self.state.overdue), default=0.0))
         metrics.set_faults(

@@ -201,3 +201,30 @@ def test_the_interface_is_shown_to_be_up_once_it_is(world: World) -> None:
         assert agent.metric("wg_agent_interface_up") == 1
 
     with_agent(world, scenario)
+
+
+def test_a_grant_is_counted_once_and_neither_a_renewal_nor_a_restart_is_one(world: World) -> None:
+    def grants(agent: Agent) -> float:
+        agent.reconciler.refresh_metrics()
+        return agent.metric("wg_agent_session_grants_total")
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), peer(2)]))
+        assert grants(agent) == 1
+        await agent.give([core.change(granted(2, grant("s2", 2)))])
+        assert grants(agent) == 2
+        await agent.give([core.change(granted(2, grant("s2", 2, lasts=7200.0)))])
+        assert grants(agent) == 2
+        world.journal_fails = True
+        await agent.give([core.change(granted(2, grant("s3", 3)))])
+        assert grants(agent) == 2
+        world.journal_fails = False
+        await agent.tick()
+        assert grants(agent) == 3
+
+    async def after(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), peer(2)]))
+        assert grants(agent) == 0
+
+    with_agent(world, scenario)
+    with_agent(world, after)
