@@ -36,6 +36,7 @@ reliability:
 pictures:
 	@.ci/setup test
 	@.ci/as-root $(BIN)/python -m tests.pictures.screens $(ARGS)
+	@$(if $(ARGS),,.ci/as-root $(BIN)/python -m tests.pictures.dashboard)
 
 lint:
 	@.ci/setup lint

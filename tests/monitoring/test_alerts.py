@@ -65,7 +65,9 @@ def alone(folder: Path, rule: dict[str, Any]) -> "subprocess.CompletedProcess[st
 
 @promtool
 @pytest.mark.parametrize("rule", rules(), ids=ALERTS)
-def test_an_alert_that_never_fires_or_does_not_wait_is_found_out(rule: dict[str, Any], tmp_path: Path) -> None:
+def test_an_alert_that_never_fires_or_does_not_wait_is_found_out(
+    rule: dict[str, Any], tmp_path: Path
+) -> None:
     never = alone(tmp_path, rule | {"expr": f"({rule['expr']}) and on () vector(0) > 0"})
     hasty = alone(tmp_path, {key: value for key, value in rule.items() if key != "for"})
 

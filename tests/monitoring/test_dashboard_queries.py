@@ -1,10 +1,14 @@
 """Every query of the dashboard, put to a real Prometheus that has scraped the real agent."""
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.pictures.dashboard import picture
 from tests.support import dashboard
 from tests.support.busy_site import busy_site
 from tests.support.dashboard import Span
@@ -37,3 +41,14 @@ def test_every_query_of_the_dashboard_has_data(tmp_path: Path) -> None:
     assert shown >= {"own_public_key", "peer_added", "device", "guard", "journal", "up", "waiting", "refused"}
     assert shown >= {"first", "crash", "WgAgentDrift", "WgAgentCoreInvalid", "WgAgentCrashed"}
     assert shown >= {"anna-laptop", "fay-laptop", "branch-router"}
+    the_picture_shows_it(picture(board, answers, span), board)
+
+
+def the_picture_shows_it(text: str, board: dict[str, Any]) -> None:
+    """It has every panel and what the run did, and asks for nothing from elsewhere."""
+    drawn = ET.fromstring(text)
+    said = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {panel["title"] for panel in board["panels"]} <= said
+    assert {"connected", "up", "fails", "fires", "revoked", "own_public_key", "anna-laptop"} <= said
+    assert "No data" not in said
+    assert re.findall(r"https?://|url\(|href|@import|data:", text) == ["http://"]  # the namespace's name

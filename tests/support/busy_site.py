@@ -1,4 +1,4 @@
-"""A gateway's day in a minute or three: clients come and go, core fails, somebody meddles, the agent is killed.
+"""A gateway's day in minutes: clients come and go, core fails, somebody meddles, the agent is killed.
 
 The demo's parts (core, agent, WireGuard in namespaces) with more clients, for what is to be seen over time.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Answer:
     @property
     def known(self) -> int:
         """How many of its values are numbers."""
-        return sum(value == value for one in self.series for _, value in one.points)
+        return sum(not math.isnan(value) for one in self.series for _, value in one.points)
 
 
 def ask(dashboard: dict[str, Any], prometheus: Prometheus, span: Span) -> Iterator[Answer]:
