@@ -218,7 +218,7 @@ class Metrics:
         )
         self.overdue_seconds = Gauge(
             "wg_agent_overdue_seconds",
-            "How far the latest session that is still on the interface is past its deadline; 0 for none.",
+            "Time since the deadline of the session that should have left the interface first; 0 for none.",
             registry=registry,
         )
         self.set_faults()

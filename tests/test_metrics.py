@@ -204,6 +204,8 @@ def test_a_refusal_that_is_over_goes_back_to_zero() -> None:
 def test_promtool_finds_no_fault(*, per_peer: bool) -> None:
     metrics = Metrics("wg0", "0.1.0", lambda: [peer(1), peer(2, 'a"\\')], per_peer=per_peer)
     metrics.drift.labels("peer_added").inc()
+    metrics.set_certificates({"core.ca": 2e9, "push.tls_cert": 1.9e9})
+    metrics.set_token_expiry("core.token", 2e9)
 
     checked = subprocess.run(
         ["promtool", "check", "metrics"],

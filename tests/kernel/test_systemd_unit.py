@@ -145,6 +145,7 @@ def test_a_killed_unit_is_back_by_itself_and_nobody_notices(gateway: Gateway, se
     key = (KEY.read_text(), KEY.stat().st_mtime_ns)
     late: list[float] = []
     took: list[float] = []
+    crashes = site.metric('wg_agent_starts_total{after="crash"}')
     with ping(gateway.staying, PINGS) as kept, ping(gateway.ending, PINGS) as cut:
         kept.wait_reply()
         for _ in range(ROUNDS):
@@ -159,6 +160,7 @@ def test_a_killed_unit_is_back_by_itself_and_nobody_notices(gateway: Gateway, se
             assert until(gateway.ended, 30, "the end's report") == ["expired"]
         kept.wait_reply()
     assert kept.lost == 0
+    assert site.metric('wg_agent_starts_total{after="crash"}') == crashes + ROUNDS
     assert (KEY.read_text(), KEY.stat().st_mtime_ns) == key
     assert set(site.shown()) == {gateway.staying.public_key}
     seen(tried=ROUNDS, overrun=max(late), lost=kept.lost, note=f"back after at most {max(took):.0f} s")
@@ -170,7 +172,10 @@ def test_a_killed_unit_is_back_by_itself_and_nobody_notices(gateway: Gateway, se
     f"the watchdog ({WATCHDOG} s) has systemd kill it and start it again, tunnels lose nothing",
 )
 def test_a_hung_unit_is_killed_by_the_watchdog_and_nobody_notices(gateway: Gateway, seen: Seen) -> None:
-    unit = gateway.site.unit
+    site, unit = gateway.site, gateway.site.unit
+    before = {
+        after: site.metric(f'wg_agent_starts_total{{after="{after}"}}') for after in ("crash", "watchdog")
+    }
     with ping(gateway.staying, PINGS) as kept:
         kept.wait_reply()
         pid, restarts, hung = unit.pid, unit.restarts(), time.monotonic()
@@ -185,6 +190,8 @@ def test_a_hung_unit_is_killed_by_the_watchdog_and_nobody_notices(gateway: Gatew
     assert took > WATCHDOG
     assert unit.restarts() == restarts + 1
     assert f"Watchdog timeout (limit {WATCHDOG}s)!" in unit.journal()
+    after = {after: site.metric(f'wg_agent_starts_total{{after="{after}"}}') for after in before}
+    assert after == {"crash": before["crash"], "watchdog": before["watchdog"] + 1}
     gateway.adopted()
     seen(lost=kept.lost, note=f"back after {took:.0f} s")
 

@@ -25,8 +25,11 @@ def test_every_query_of_the_dashboard_has_data(tmp_path: Path) -> None:
         answers = list(dashboard.ask(board, busy.prometheus, span))
         offered = dashboard.variables(board, busy.prometheus)
         interface = busy.site.interface
+        ends = busy.prometheus.instant('{__name__=~"wg_agent_(certificate|token)_expiry.*"} - time()', end)
 
     assert offered == {"interface": [interface], "instance": ["127.0.0.1:9586"]}
+    kept = {name for one in ends for label, name in one.labels.items() if label in {"certificate", "token"}}
+    assert kept == {"push.tls_cert", "core.token"}
     assert len(answers) == sum(len(panel["targets"]) for panel in dashboard.panels(board))
     empty = [(answer.panel["title"], answer.expression) for answer in answers if not answer.known]
     assert empty == []

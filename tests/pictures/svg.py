@@ -119,7 +119,8 @@ def shown(value: float, unit: str, decimals: int | None = None) -> str:
         return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"), decimals)
     if unit == "Bps":
         return _scaled(value, 1000, ("B/s", "kB/s", "MB/s", "GB/s"), decimals)
-    return f"{value:.{decimals}f}" if decimals is not None else f"{value:.3g}"
+    number = f"{value:.{decimals}f}" if decimals is not None else f"{value:.3g}"
+    return number + unit.removeprefix("suffix:") if unit.startswith("suffix:") else number
 
 
 def _scaled(value: float, base: int, names: Sequence[str], decimals: int | None) -> str:
@@ -131,9 +132,12 @@ def _scaled(value: float, base: int, names: Sequence[str], decimals: int | None)
     return f"{'-' if value < 0 and size else ''}{number} {names[at]}"
 
 
+_SPANS: Final = ((31_536_000, "years"), (604_800, "weeks"), (86_400, "days"), (3600, "hours"), (60, "mins"))
+
+
 def _seconds(value: float, decimals: int | None) -> str:
     size = abs(value)
-    for least, name in ((86_400 * 365, "years"), (86_400, "days"), (3600, "hours"), (60, "min")):
+    for least, name in _SPANS:
         if size >= least:
             return f"{value / least:.{1 if size / least < 100 and decimals is None else 0}f} {name}"
     if size == 0 or size >= 1 or decimals == 0:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.alias_generators import to_camel
 
-UNITS = {"none", "short", "s", "bytes", "Bps", "percentunit"}
+UNITS = {"none", "short", "s", "bytes", "Bps", "percentunit", "suffix: days"}
 NAMED_COLORS = {"green", "red", "orange", "blue", "yellow", "purple"}
 Color = Annotated[str, Field(pattern=r"^(#[0-9a-f]{6}|" + "|".join(NAMED_COLORS) + r"|rgba\(.*\))$")]
 
