@@ -316,6 +316,7 @@ class Reconciler:
         metrics.set_peers(by_state)
         metrics.set_refused(by_reason)
         metrics.set_grants(self._books.granted)
+        metrics.set_starts({} if self._books.lives is None else self._books.lives.starts)
         metrics.interface_up.set(self.up)
         metrics.overdue_seconds.set(max((-d.remaining(now) for d in self.state.overdue), default=0.0))
         metrics.set_faults(
@@ -346,8 +347,6 @@ class Reconciler:
         if loaded is not None:
             self.reports.ended(loaded.ends)
             self._keeper.own(loaded.addresses)
-        if self._books.lives is not None:
-            self._metrics.set_starts(self._books.lives.starts)
         state.tick(self._clock())
         device = await self._keeper.start()
         await self._step(())

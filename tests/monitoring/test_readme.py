@@ -7,12 +7,14 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.support.metric_names import families
 
 FOLDER = Path(__file__).parents[2] / "docs" / "monitoring"
 README = FOLDER / "README.md"
+OPERATIONS = FOLDER.parent / "operations.md"
 
 
 def alerts() -> str:
@@ -54,6 +56,14 @@ def test_the_tables_of_alerts_and_metrics_are_what_there_is() -> None:
         README.write_text(wanted)
 
     assert README.read_text() == wanted
+
+
+@pytest.mark.skipif(not OPERATIONS.exists(), reason="docs/operations.md is written beside this")
+def test_each_alert_has_its_place_in_the_operations_guide() -> None:
+    groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    named = {rule["annotations"]["runbook"].partition("#")[2] for group in groups for rule in group["rules"]}
+
+    assert named <= set(re.findall(r'<a id="([\w-]+)">', OPERATIONS.read_text()))
 
 
 def test_every_file_that_is_named_is_there() -> None:

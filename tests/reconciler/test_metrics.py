@@ -14,6 +14,7 @@ async def nothing(agent: Agent, core: Core) -> None:
 
 
 def starts(agent: Agent) -> dict[str, float]:
+    agent.reconciler.refresh_metrics()
     samples = (s for f in agent.metrics._registry.collect() for s in f.samples)
     return {s.labels["after"]: s.value for s in samples if s.name == "wg_agent_starts_total" and s.value}
 
@@ -81,6 +82,7 @@ def test_starts_are_counted_again_once_an_unwritable_journal_works(world: World)
         assert starts(agent) == {}
         world.journal_fails = False
         await agent.tick()
+        assert starts(agent) == {"first": 1, "crash": 1}
 
     with_agent(world, scenario)
     assert stopped(world) == {"first": 1, "crash": 1, "stop": 1}
