@@ -19,7 +19,9 @@ _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE--
 _INTEGER: Final = 0x02
 _SEQUENCE: Final = 0x30
 _VERSION: Final = 0xA0
-_TIMES: Final = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
+_UTC_TIME: Final = 0x17
+_TIMES: Final = {_UTC_TIME: (13, "%y%m%d%H%M%SZ"), 0x18: (15, "%Y%m%d%H%M%SZ")}
+"""Their size and form, RFC 5280, 4.1.2.5."""
 _LONG: Final = 0x80
 
 
@@ -44,9 +46,12 @@ def _not_after(der: bytes) -> float:
     validity, _ = _element(rest, _SEQUENCE)
     _, rest = _element(validity, *_TIMES)
     text, _ = _element(rest, *_TIMES)
-    moment = datetime.strptime(text.decode("ascii"), _TIMES[rest[0]])  # noqa: DTZ007 it ends in Z
-    if rest[0] == 0x17 and moment.year >= 2050:
-        moment = moment.replace(year=moment.year - 100)  # RFC 5280, 4.1.2.5.1
+    size, form = _TIMES[rest[0]]
+    if len(text) != size or not text[:-1].isdigit():
+        raise ValueError("not the time of a certificate")
+    moment = datetime.strptime(text.decode("ascii"), form)  # noqa: DTZ007 it ends in Z
+    if rest[0] == _UTC_TIME and moment.year >= 2050:
+        moment = moment.replace(year=moment.year - 100)
     return moment.replace(tzinfo=UTC).timestamp()
 
 

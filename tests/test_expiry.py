@@ -86,6 +86,48 @@ def test_the_authorities_of_this_host_are_read_as_openssl_reads_them(tmp_path: P
     assert sorted(expiries_of(path.read_bytes())) == sorted(by_openssl)
 
 
+def element(tag: int, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    return bytes([tag, len(content)]) + content
+
+
+def of_version_1(tag: int, not_after: bytes) -> bytes:
+    """A certificate as it was before there were versions, as far as its validity."""
+    validity = element(0x30, element(0x17, b"490101000000Z"), element(tag, not_after))
+    body = element(0x30, element(0x02, b"\1"), element(0x30), element(0x30), validity)
+    return ssl.DER_cert_to_PEM_cert(element(0x30, body)).encode()
+
+
+@pytest.mark.parametrize(
+    ("tag", "text", "moment"),
+    [
+        (0x17, b"491231235959Z", datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (0x17, b"500101000000Z", datetime(1950, 1, 1, tzinfo=UTC)),
+        (0x17, b"991231235959Z", datetime(1999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (0x18, b"20500101000000Z", datetime(2050, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_years_of_two_digits_are_those_of_1950_to_2049(tag: int, text: bytes, moment: datetime) -> None:
+    assert expiries_of(of_version_1(tag, text)) == (moment.timestamp(),)
+
+
+@pytest.mark.parametrize(
+    ("tag", "text"),
+    [
+        (0x17, b"4912312359Z"),
+        (0x17, b"491231235959+0100"),
+        (0x17, b"4912312359 9Z"),
+        (0x17, b"491331235959Z"),
+        (0x18, b"491231235959Z"),
+        (0x18, b"20491231235959.5Z"),
+        (0x16, b"491231235959Z"),
+    ],
+)
+def test_a_time_in_another_form_is_an_error(tag: int, text: bytes) -> None:
+    with pytest.raises(ValueError):
+        expiries_of(of_version_1(tag, text))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -167,7 +167,7 @@ def busy_site(folder: Path, pace: float) -> Iterator[BusySite]:
         (folder / name).write_bytes(content)
     agent = f"""
 [sessions]
-connect_timeout = {max(4.0, 20 * pace)}
+connect_timeout = {max(10.0, 20 * pace)}
 [push]
 listen = "127.0.0.1:9587"
 tls_cert_file = "{folder}/tls.pem"
