@@ -129,9 +129,9 @@ class Books:
             if end.reason is EndReason.REPLACED and end.public_key in rows
         ]
         if await self.write(entry):
-            journalled = {session.id for session, _ in entry.sessions} & state.begun
-            self.granted += len(journalled)
-            state.begun -= journalled
+            before = len(state.begun)
+            state.begun.difference_update(session.id for session, _ in entry.sessions)
+            self.granted += before - len(state.begun)
             if not state.begun:
                 # One that has been emptied keeps the room it had.
                 state.begun = set()
