@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -47,6 +48,8 @@ class _EventsRequest(msgspec.Struct, forbid_unknown_fields=True):
     after: Annotated[int, msgspec.Meta(ge=0)] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=EVENTS)] = EVENTS
     wait: Annotated[float, msgspec.Meta(ge=0, le=WAIT)] = 0.0
+    process: str | None = None
+    who: str | None = None
 
 
 class _EndRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,7 +111,8 @@ def control_app(operator: Operator) -> ASGIApp:
             asked = msgspec.convert(dict(request.query_params), _EventsRequest, strict=False)
         except msgspec.ValidationError as error:
             return _fault(400, str(error), "send ?after=N&limit=N&wait=SECONDS")
-        return _json(await operator.events(asked.after, asked.limit, asked.wait))
+        work = operator.events(asked.after, asked.limit, asked.wait, asked.process, asked.who)
+        return _json(await _unless_gone(request, work))
 
     async def end(request: Request) -> Response:
         try:
@@ -149,14 +153,19 @@ class ControlClient:
 
     def explain(self, what: str) -> dict[str, Any]:
         """Return why the peers that a key, an address or a name means are on the interface or not."""
-        return self._ask("GET", f"/explain?{urlencode({'what': what})}")
+        return self._ask("GET", f"/explain?{_query(what=what)}")
 
-    def events(self, after: int | None = None, limit: int = EVENTS, wait: float = 0.0) -> dict[str, Any]:
-        """Return the audit trail behind a number (None: its last ``limit``); ``wait`` in seconds."""
-        asked: dict[str, Any] = {"limit": limit, "wait": wait}
-        if after is not None:
-            asked["after"] = after
-        return self._ask("GET", f"/events?{urlencode(asked)}")
+    def events(
+        self,
+        after: int | None = None,
+        limit: int = EVENTS,
+        wait: float = 0.0,
+        process: str | None = None,
+        who: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the audit trail as ``Operator.events`` does; ``wait`` in seconds."""
+        query = _query(after=after, limit=limit, wait=wait, process=process, who=who)
+        return self._ask("GET", f"/events?{query}")
 
     def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
         """End the sessions of these peers (None: all); returns once they are off the interface."""
@@ -197,6 +206,12 @@ class ControlClient:
         )
 
 
+def _query(**asked: Any) -> str:
+    given = {key: value for key, value in asked.items() if value is not None}
+    # An argument of the command line need not be UTF-8.
+    return urlencode(given, errors="surrogateescape")
+
+
 class _UnixConnection(HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("agent", timeout=timeout)
@@ -228,6 +243,22 @@ def _guarded(
             return _fault(503, error.message, error.hint)
 
     return call
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Do what may take long, and give it up when the client has gone."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, waiting = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else {}
+    finally:
+        working.cancel()
+        waiting.cancel()
 
 
 async def _body(request: Request) -> bytes:

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from agent.encoding import format_key, format_span, format_time, parse_prefix, parse_public_key
+from agent.encoding import (
+    format_key,
+    format_span,
+    format_time,
+    network_of,
+    parse_interface_address,
+    parse_prefix,
+    parse_public_key,
+)
 from agent.meanings import ENDS, MEANINGS
 from agent.model import EndReason, Now, Peer, Prefix, PublicKey, Refusal, UnreadablePeer
 from agent.overview import peer_state
-from agent.plan import CUT, LEAVE, Mirror
+from agent.plan import CUT, LEAVE, Mirror, make_plan
 from agent.sessions import Session
 from agent.state import State
 from agent.trail import Kind, Occurrence, Trail
 
 _MANY: Final = 8
 """More peers than this are named and not explained."""
+_UNGUARDED: Final = "the guard is not in force: nothing but the agent ends this session"
 _LOOK_BACK: Final = 100
 """Occurrences of one peer among which the end of its last session is looked for."""
 _KEY_PART: Final = 4
@@ -31,16 +40,17 @@ _KEY_PART: Final = 4
 class Surroundings:
     """What the state does not know: the interface's name, faults (empty: none), and what the guard does.
 
-    ``trail`` has the last end of a peer's session. ``guarded`` tells whether the guard lets a peer through,
-    None where none is needed.
+    ``core`` is "connected", empty if it has not answered yet, or what is wrong. ``trail`` has the last end of
+    a peer's session. ``guarded`` is ``Warden.guarded``; ``stuck`` whether the device did not remove a peer.
     """
 
     interface: str
-    core_error: str
+    core: str
     device_error: str
     guard_error: str
     trail: Trail
-    guarded: Callable[[PublicKey], bool | None]
+    guarded: Callable[[PublicKey], Literal["admitted", "barred", "missing"] | None]
+    stuck: Callable[[PublicKey], bool]
 
 
 class _Judgement(NamedTuple):
@@ -75,10 +85,11 @@ def key_of(document: dict[str, Any]) -> PublicKey | None:
 
 
 def find(what: str, state: State, mirror: Mirror) -> list[PublicKey]:
-    """Return the peers that a text means: by key, by address (the most specific prefix counts), by name.
+    """Return the peers that a text means: by key, by address or prefix, by name.
 
-    Of a name the exact one counts, else the same in other case, else those that contain it; else it may be
-    the beginning of a key.
+    Of an address the most specific prefix counts; a prefix that nobody's contains means those within it. Of
+    a name the exact one counts, else the same in other case, else those that contain it. The beginning of a
+    key counts as much as an exact name does: no device's name stands before another one's key.
     """
     listed = state.roster.peers
     known = listed.keys() | mirror.peers.keys()
@@ -88,16 +99,24 @@ def find(what: str, state: State, mirror: Mirror) -> list[PublicKey]:
         pass
     else:
         return [key] if key in known else []
+    if (prefix := _as_prefix(what)) is not None:
+        return _by_prefix(prefix, state, mirror)
+    begun = [key for key in known if format_key(key).startswith(what)] if len(what) >= _KEY_PART else []
+    for fits in _name_tests(what):
+        if keys := {key for key, peer in listed.items() if fits(peer.name)}.union(begun):
+            return sorted(keys, key=lambda key: (listed[key].name if key in listed else "", key))
+    return []
+
+
+def _as_prefix(what: str) -> Prefix | None:
     try:
-        return _by_prefix(parse_prefix(what), state, mirror)
+        return parse_prefix(what)
     except ValueError:
         pass
-    for fits in _name_tests(what):
-        if keys := [key for key, peer in listed.items() if fits(peer.name)]:
-            return sorted(keys, key=lambda key: listed[key].name)
-    if len(what) < _KEY_PART:
-        return []
-    return sorted(key for key in known if format_key(key).startswith(what))
+    try:
+        return network_of(parse_interface_address(what))
+    except ValueError:
+        return None
 
 
 def _name_tests(what: str) -> Iterable[Callable[[str], bool]]:
@@ -110,24 +129,29 @@ def _name_tests(what: str) -> Iterable[Callable[[str], bool]]:
 
 
 def _by_prefix(asked: Prefix, state: State, mirror: Mirror) -> list[PublicKey]:
+    around = {_network(asked, length) for length in range(asked.length + 1)}
     best: list[PublicKey] = []
+    within: list[PublicKey] = []
     longest = -1
     for key in state.roster.peers.keys() | mirror.peers.keys():
         peer, held = state.roster.peers.get(key), mirror.peers.get(key)
         prefixes = peer.allowed_ips if peer is not None else held.allowed_ips if held is not None else ()
-        length = max((prefix.length for prefix in prefixes if _contains(prefix, asked)), default=-1)
-        if length > longest:
-            best, longest = [], length
-        if length == longest and length >= 0:
-            best.append(key)
-    return sorted(best)
+        for prefix in prefixes:
+            if prefix in around and prefix.length >= longest:
+                if prefix.length > longest:
+                    best, longest = [], prefix.length
+                best.append(key)
+            elif longest < 0 and prefix.length > asked.length and _network(prefix, asked.length) == asked:
+                within.append(key)
+    return sorted(set(best or within))
 
 
-def _contains(outer: Prefix, inner: Prefix) -> bool:
-    if len(outer.packed) != len(inner.packed) or outer.length > inner.length:
-        return False
-    shift = len(outer.packed) * 8 - outer.length
-    return int.from_bytes(outer.packed, "big") >> shift == int.from_bytes(inner.packed, "big") >> shift
+def _network(prefix: Prefix, length: int) -> Prefix:
+    """The prefix of this length that contains the other."""
+    size = len(prefix.packed)
+    host_bits = size * 8 - length
+    number = int.from_bytes(prefix.packed, "big") >> host_bits << host_bits
+    return Prefix(number.to_bytes(size, "big"), length)
 
 
 def _explain(key: PublicKey, state: State, mirror: Mirror, now: Now, around: Surroundings) -> dict[str, Any]:
@@ -175,19 +199,24 @@ def _judge(key: PublicKey, state: State, mirror: Mirror, now: Now, around: Surro
             _core_remedy(around),
         )
     if want is None:
-        off = _why_off(key, state, around)
+        off = _why_off(key, state, now, around)
         if not on_interface:
             return off
+        refuses = "the device does not remove it, which is tried again at each tick: see the log"
         return _Judgement(
-            "has_to_go", f"it is being removed: {off.because}", around.device_error or "this takes a moment"
+            "has_to_go",
+            f"it is to be removed: {off.because}",
+            around.device_error or (refuses if around.stuck(key) else "this takes a moment"),
         )
+    fault = around.device_error and f"the interface can't be changed: {around.device_error}"
     if not on_interface:
-        return _Judgement(
-            "not_there_yet",
-            "it may be on the interface and is about to be put there",
-            around.device_error and f"the interface can't be changed: {around.device_error}",
-        )
-    return _why_on(key, state)
+        return _Judgement("not_there_yet", "it may be on the interface and is about to be put there", fault)
+    if make_plan([(key, want)], mirror):
+        return _Judgement("being_changed", "what it should be there is not in force yet", fault)
+    on = _why_on(key, state)
+    if around.guarded(key) == "missing":
+        return on._replace(remedy=f"{_UNGUARDED}: {around.guard_error or 'it is being put in force'}")
+    return on
 
 
 def _why_on(key: PublicKey, state: State) -> _Judgement:
@@ -204,8 +233,10 @@ def _why_on(key: PublicKey, state: State) -> _Judgement:
     return _Judgement("mfa_not_required", "the location requires no MFA")
 
 
-def _why_off(key: PublicKey, state: State, around: Surroundings) -> _Judgement:
+def _why_off(key: PublicKey, state: State, now: Now, around: Surroundings) -> _Judgement:
     peer = state.roster.peers.get(key)
+    if peer is None and state.epoch is None:
+        return _Judgement("awaiting_core", "core's list is not known yet", _core_remedy(around))
     if peer is None:
         return _Judgement(
             "not_listed", "core does not list it", "add the device in core; the public key has to be the same"
@@ -213,13 +244,14 @@ def _why_off(key: PublicKey, state: State, around: Surroundings) -> _Judgement:
     if (refusal := state.roster.refused.get(key)) is not None:
         meaning = MEANINGS[refusal]
         return _Judgement(refusal.value, meaning.fault, meaning.remedy)
-    if state.epoch is None:
-        return _Judgement(
-            "awaiting_core", "core has not been heard since the agent started", _core_remedy(around)
-        )
     session = state.sessions.get(key)
-    if session is not None:
+    if session is not None and session.deadline.passed(now):
         return _Judgement(EndReason.EXPIRED.value, "its session is past its deadline", "authenticate again")
+    if session is not None or not state.roster.must_do_mfa(key):
+        # The PSK of either is core's to say.
+        return _Judgement(
+            "awaiting_core", "only core knows its PSK, and has not said it yet", _core_remedy(around)
+        )
     needs = f"{_location(state)} requires MFA, and it has no session"
     last = _last_end(key, around.trail)
     if last is None:
@@ -236,7 +268,9 @@ def _last_end(key: PublicKey, trail: Trail) -> Occurrence | None:
 
 
 def _core_remedy(around: Surroundings) -> str:
-    return f"core is unreachable: {around.core_error}" if around.core_error else ""
+    if around.core == "connected":
+        return ""
+    return f"core is unreachable: {around.core}" if around.core else "core has not answered yet"
 
 
 def _location(state: State) -> str:
@@ -247,25 +281,28 @@ def _facts(
     key: PublicKey, state: State, mirror: Mirror, now: Now, around: Surroundings
 ) -> Iterable[tuple[bool | None, str]]:
     peer, session = state.roster.peers.get(key), state.sessions.get(key)
-    if peer is None:
+    if peer is None and state.epoch is None:
+        yield None, "core's list is not known yet"
+    elif peer is None:
         yield False, "core does not list it"
     else:
         yield True, f"core lists it with {_shown(peer.allowed_ips)}"
         yield from _refusal_facts(key, peer, state)
         yield from _mfa_facts(key, peer, state)
     if session is not None:
-        yield from _session_facts(key, session, state, now)
+        yield from _session_facts(key, session, state, mirror, now)
     yield from _interface_facts(key, state, mirror, now)
-    guarded = around.guarded(key)
-    if guarded is not None:
-        yield guarded, f"the kernel's guard {'lets' if guarded else 'does not let'} its packets through"
-    for fault, text in (
-        (around.guard_error, "the guard is not in force"),
-        (around.device_error, "the interface can't be read or changed"),
-        (around.core_error, "core is unreachable, and what it says now is not known"),
-    ):
-        if fault:
-            yield None, f"{text}: {fault}"
+    match around.guarded(key):
+        case "admitted":
+            yield True, "the kernel's guard lets its packets through"
+        case "barred":
+            yield False, "the kernel's guard does not let its packets through"
+        case "missing":
+            yield False, f"{_UNGUARDED}: {around.guard_error or 'it is being put in force'}"
+    if around.device_error:
+        yield None, f"the interface can't be read or changed: {around.device_error}"
+    if remedy := _core_remedy(around):
+        yield None, remedy
 
 
 def _refusal_facts(key: PublicKey, peer: Peer, state: State) -> Iterable[tuple[bool | None, str]]:
@@ -294,7 +331,7 @@ def _mfa_facts(key: PublicKey, peer: Peer, state: State) -> Iterable[tuple[bool 
 
 
 def _session_facts(
-    key: PublicKey, session: Session, state: State, now: Now
+    key: PublicKey, session: Session, state: State, mirror: Mirror, now: Now
 ) -> Iterable[tuple[bool | None, str]]:
     left = session.deadline.remaining(now)
     times = f"granted {format_time(session.granted_at)}, ends {format_time(session.ends_at)}"
@@ -306,6 +343,9 @@ def _session_facts(
         return
     if session.preshared_key is None:
         yield False, "its PSK is not known since the restart: core has to name it again"
+    held = mirror.peers.get(key)
+    if held is None or held.tenure == CUT or key in state.roster.refused:
+        return  # Nobody waits for signs of life from who is not there.
     liveness, ceilings = state.liveness.get(key), state.ceilings
     if ceilings.idle_timeout is None:
         yield None, "core judges whether it is idle, from the reports of all gateways"

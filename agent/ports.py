@@ -272,11 +272,15 @@ class Operator(Protocol):
     def explain(self, what: str) -> dict[str, Any]:
         """Why the peers that a key, an address or a name means are on the interface or not."""
 
-    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
+    async def events(
+        self, after: int | None, limit: int, wait: float, process: str | None = None, who: str | None = None
+    ) -> dict[str, Any]:
         """The audit trail behind the occurrence of this number; None: its last ``limit``.
 
-        If there is none, one is waited for, so many seconds at most. The answer has the ``last`` number,
-        ``missed`` (how many of those asked for are not known any more) and the ``process`` that counts.
+        If there is none, one is waited for, so many seconds at most; where many wait already, not at all.
+        ``process`` is the one that counted: of another, the whole trail is behind any number. ``who`` is
+        the only peer that matters, by its name or the beginning of its key. The answer has the ``last``
+        number, ``missed`` (how many behind ``after`` are not known any more) and the ``process``.
         """
 
     async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:

@@ -198,10 +198,9 @@ class Reconciler:
 
     def core_failed(self, error: Exception) -> None:
         """The last exchange with core failed."""
-        if self.core_connected:
-            self.audit.core_lost(error)
         self._losses += 1
         if self.core_connected or self._core_since is None:
+            self.audit.core_lost(error)
             self._core_since = self._clock().boot
         self.core_connected, self.core_error = False, str(error)
         self._metrics.core_connected.set(0)
@@ -276,24 +275,28 @@ class Reconciler:
 
     def explain(self, what: str) -> dict[str, Any]:
         """Why the peers that ``what`` names are on the interface or not."""
+        now = self._clock()
         surroundings = explanation.Surroundings(
             interface=self._interface,
-            core_error="" if self.core_connected else self.core_error or "not asked yet",
+            core="connected" if self.core_connected else self.core_error,
+            stuck=self._keeper.stuck.__contains__,
             device_error=self._broken,
             guard_error="" if self._warden is None else self._warden.fault,
             trail=self.audit.trail,
-            guarded=lambda key: None if self._warden is None else self._warden.guarded(key, self._clock()),
+            guarded=lambda key: None if self._warden is None else self._warden.guarded(key, now),
         )
-        state, trail = self.state, self.audit.trail
-        found = explanation.explain(what, state, self.writer.mirror, self._clock(), surroundings)
+        trail = self.audit.trail
+        found = explanation.explain(what, self.state, self.writer.mirror, now, surroundings)
         for one in found["peers"]:
             key = explanation.key_of(one)
             one["events"] = [] if key is None else self.audit.documents(trail.of(key, _LAST_EVENTS))
         return found
 
-    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
+    async def events(
+        self, after: int | None, limit: int, wait: float, process: str | None = None, who: str | None = None
+    ) -> dict[str, Any]:
         """The audit trail behind a number; None: its last ``limit`` occurrences."""
-        return {"interface": self._interface, **await self.audit.events(after, limit, wait)}
+        return {"interface": self._interface, **await self.audit.events(after, limit, wait, process, who)}
 
     async def plan(self) -> dict[str, Any]:
         """Read the interface and return what a reconcile would change now, changing nothing."""
@@ -384,8 +387,7 @@ class Reconciler:
             await self._work_off(step)
         finally:
             self._under_way = None
-        self.audit.changed(self._taken)
-        self._taken.clear()
+        self._tell_taken()
         self.audit.followed()
         self._metrics.sessions_active.set(len(self.state.sessions))
         self._metrics.reap_backlog.set(len(self.writer.to_reap))
@@ -630,11 +632,17 @@ class Reconciler:
         """Journal, count and report what ended, now that the interface has followed."""
         now = self._clock()
         late = self._note_lag(now)
+        self._tell_taken()
+        self.audit.ended([end for end in self.state.ends if end.public_key not in late])
         ends = await self._books.after_kernel(now, pulled=pulled, except_for=late)
         for end in ends:
             self._metrics.session_ends.labels(end.reason.value).inc()
-        self.audit.ended(ends)
+        self.audit.kept(ends)
         self.reports.ended(ends)
+
+    def _tell_taken(self) -> None:
+        self.audit.changed(self._taken)
+        self._taken.clear()
 
     def _note_lag(self, now: Now) -> set[PublicKey]:
         """Measure how late those went who had to; return who is still there."""

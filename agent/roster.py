@@ -166,13 +166,13 @@ class Roster:
         """Return the peers whose entries show this session id."""
         return _keys(self._holders.get(session_id, frozenset()))
 
-    def take_judged(self) -> tuple[list[tuple[PublicKey | str, Refusal]], list[tuple[PublicKey, Refusal]]]:
+    def take_judged(self) -> tuple[list[tuple[PublicKey, Refusal]], list[tuple[PublicKey, Refusal]]]:
         """Return who is refused, and who is no longer, since this was last asked; each with the reason.
 
         Who was refused only in between, or is not listed any more, is in neither.
         """
         judged, self._judged = self._judged, {}
-        refused: list[tuple[PublicKey | str, Refusal]] = []
+        refused: list[tuple[PublicKey, Refusal]] = []
         cleared: list[tuple[PublicKey, Refusal]] = []
         for key, before in judged.items():
             refusal = self.refused.get(key)

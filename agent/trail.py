@@ -7,7 +7,7 @@ is kept by column, since ten thousand sessions may begin or end at once (``rss_1
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from agent.model import PublicKey
 
-ROOM: Final = 20_000
-"""Occurrences that are kept at least, if there were so many: all of a large location's end and begin anew."""
+ROOM: Final = 10_000
+"""Occurrences that are kept at least, if there were so many."""
 
 
 class Kind(StrEnum):
@@ -38,14 +38,16 @@ class Kind(StrEnum):
 class Subject(NamedTuple):
     """Whom it happened to, and why.
 
-    ``peer`` is the text that core gave where its key can't be read, None where it is about no peer.
-    ``reason`` is a word of the product (of EndReason, Refusal or DriftKind), ``detail`` a sentence.
+    ``peer`` is the text that core gave where its key can't be read, None where it is about no peer; ``name``
+    is what core called it then. ``reason`` is a word of the product (of EndReason, Refusal or DriftKind),
+    ``detail`` a sentence.
     """
 
     peer: PublicKey | str | None = None
     session_id: str | None = None
     reason: str = ""
     detail: str = ""
+    name: str | None = None
 
 
 class Occurrence(NamedTuple):
@@ -61,31 +63,52 @@ class Occurrence(NamedTuple):
     subject: Subject
 
 
+class Subjects(Struct, frozen=True, gc=False):
+    """Those to whom something happens at once, by column; what is the same for all stands there once."""
+
+    peers: tuple[PublicKey | str | None, ...]
+    session_ids: tuple[str | None, ...] | None = None
+    reasons: tuple[str, ...] | str = ""
+    details: tuple[str, ...] | str = ""
+    names: tuple[str | None, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.peers)
+
+    def subject(self, index: int) -> Subject:
+        """Return one of them."""
+        reasons, details = self.reasons, self.details
+        return Subject(
+            self.peers[index],
+            None if self.session_ids is None else self.session_ids[index],
+            reasons if isinstance(reasons, str) else reasons[index],
+            details if isinstance(details, str) else details[index],
+            None if self.names is None else self.names[index],
+        )
+
+
+def one(subject: Subject) -> Subjects:
+    """Return the columns of a single subject."""
+    session_ids = None if subject.session_id is None else (subject.session_id,)
+    names = None if subject.name is None else (subject.name,)
+    return Subjects((subject.peer,), session_ids, subject.reason, subject.detail, names)
+
+
 class _Moment(Struct, frozen=True, gc=False):
-    """What happened at once to several; the columns of their subjects."""
+    """What happened at once to several."""
 
     first: int
     at: float
     kind: Kind
     revision: int | None
-    peers: tuple[PublicKey | str | None, ...]
-    session_ids: tuple[str | None, ...]
-    reasons: tuple[str, ...] | str
-    details: tuple[str, ...] | str
+    subjects: Subjects
 
     @property
     def end(self) -> int:
-        return self.first + len(self.peers)
+        return self.first + len(self.subjects)
 
-    def at_index(self, index: int) -> Occurrence:
-        reasons, details = self.reasons, self.details
-        subject = Subject(
-            self.peers[index],
-            self.session_ids[index],
-            reasons if isinstance(reasons, str) else reasons[index],
-            details if isinstance(details, str) else details[index],
-        )
-        return Occurrence(self.first + index, self.at, self.kind, self.revision, subject)
+    def occurrence(self, index: int) -> Occurrence:
+        return Occurrence(self.first + index, self.at, self.kind, self.revision, self.subjects.subject(index))
 
 
 class Trail:
@@ -97,14 +120,11 @@ class Trail:
         self._room = room
         self._moments: deque[_Moment] = deque()
 
-    def add(self, at: float, kind: Kind, revision: int | None, subjects: Sequence[Subject]) -> None:
+    def add(self, at: float, kind: Kind, revision: int | None, subjects: Subjects) -> None:
         """Append what happened at once to these."""
-        if not subjects:
+        if not len(subjects):
             return
-        peers, session_ids, reasons, details = zip(*subjects, strict=True)
-        moment = _Moment(
-            self.next, at, kind, revision, peers, session_ids, _one_if_same(reasons), _one_if_same(details)
-        )
+        moment = _Moment(self.next, at, kind, revision, subjects)
         self._moments.append(moment)
         self.next = moment.end
         while self.next - self._moments[0].end >= self._room:
@@ -117,15 +137,29 @@ class Trail:
 
     def after(self, number: int, limit: int) -> list[Occurrence]:
         """Return the first ``limit`` occurrences behind this number that are still known, in their order."""
-        found: list[Occurrence] = []
-        for moment in self._moments:
+        moments: list[_Moment] = []
+        for moment in reversed(self._moments):
             if moment.end - 1 <= number:
-                continue
-            for index in range(max(0, number + 1 - moment.first), len(moment.peers)):
+                break
+            moments.append(moment)
+        found: list[Occurrence] = []
+        for moment in reversed(moments):
+            for index in range(max(0, number + 1 - moment.first), len(moment.subjects)):
                 if len(found) == limit:
                     return found
-                found.append(moment.at_index(index))
+                found.append(moment.occurrence(index))
         return found
+
+    def last(self, limit: int, fits: Callable[[Subject], bool]) -> list[Occurrence]:
+        """Return the last ``limit`` occurrences whose subject fits, in their order."""
+        found: list[Occurrence] = []
+        for moment in reversed(self._moments):
+            for index in range(len(moment.subjects) - 1, -1, -1):
+                if len(found) == limit:
+                    return found[::-1]
+                if fits(moment.subjects.subject(index)):
+                    found.append(moment.occurrence(index))
+        return found[::-1]
 
     def of(self, peer: PublicKey, limit: int) -> list[Occurrence]:
         """Return the last ``limit`` occurrences of this peer, in their order."""
@@ -138,11 +172,8 @@ class Trail:
 
     def _backwards(self, peer: PublicKey) -> Iterator[Occurrence]:
         for moment in reversed(self._moments):
-            if peer in moment.peers:
-                for index in range(len(moment.peers) - 1, -1, -1):
-                    if moment.peers[index] == peer:
-                        yield moment.at_index(index)
-
-
-def _one_if_same(column: tuple[str, ...]) -> tuple[str, ...] | str:
-    return column[0] if column.count(column[0]) == len(column) else column
+            peers = moment.subjects.peers
+            if peer in peers:
+                for index in range(len(peers) - 1, -1, -1):
+                    if peers[index] == peer:
+                        yield moment.occurrence(index)

@@ -105,14 +105,18 @@ class Warden:
         state = self._state
         return state.roster.mfa_required or any(session.in_use for session in state.sessions.values())
 
-    def guarded(self, key: PublicKey, now: Now) -> bool | None:
-        """Whether the guard is known to let this peer through now; None if none is needed."""
+    def guarded(self, key: PublicKey, now: Now) -> Literal["admitted", "barred", "missing"] | None:
+        """What the guard is known to do with this peer now; ``missing`` where it is not in force.
+
+        None if no guard is needed.
+        """
         if not self.needed:
             return None
+        if not self._up:
+            return "missing"
         held = self._held.get(key)
-        if not self._up or held is None:
-            return False
-        return held.deadline is None or not held.deadline.passed(now)
+        lets = held is not None and (held.deadline is None or not held.deadline.passed(now))
+        return "admitted" if lets else "barred"
 
     @property
     def condition(self) -> Literal["in_force", "missing", "not_needed"]:

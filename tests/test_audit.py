@@ -1,5 +1,6 @@
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -7,10 +8,19 @@ from structlog.testing import capture_logs
 from agent.audit import Audit
 from agent.encoding import format_key
 from agent.errors import CoreUnavailable
-from agent.model import Change, EndReason, PublicKey, Refusal, SessionEnd, SessionRevoked, UnreadablePeer
+from agent.model import (
+    Change,
+    EndReason,
+    PeerRemoved,
+    PublicKey,
+    Refusal,
+    SessionEnd,
+    SessionRevoked,
+    UnreadablePeer,
+)
 from agent.plan import Drift, DriftKind
 from agent.state import State
-from tests.reconciler.harness import granted
+from tests.reconciler.harness import granted, revoked
 from tests.support.builders import CORE, NOW, OWN_KEY, after, grant, key, location_changed, peer, snapshot
 
 
@@ -200,6 +210,51 @@ def test_ends_have_their_reason_and_the_peer_its_name(state: State, audit: Audit
     }
 
 
+def test_a_session_that_begins_and_ends_in_one_step_is_told_of_in_that_order(
+    state: State, audit: Audit
+) -> None:
+    state.load(snapshot([peer(1), peer(2)], revision=1), NOW)
+    state.change(granted(1, grant("s1", 1)), NOW)
+    state.change(granted(2, grant("s2", 2)), NOW)
+    state.change(revoked(1, "s1"), NOW)
+    audit.ended(state.ends)
+    audit.followed()
+    sessions = [(one[0], one[2]) for one in told(audit) if one[2]]
+    assert sessions == [("granted", "s1"), ("ended", "s1"), ("granted", "s2")]
+
+
+def test_an_end_is_told_once_however_long_the_journal_takes(state: State, audit: Audit) -> None:
+    ends = [SessionEnd("s1", key(1), EndReason.IDLE, CORE, 0.0, 0, 0)]
+    audit.ended(ends)
+    audit.ended(ends)
+    audit.kept(ends)
+    assert [one[0] for one in told(audit)] == ["ended"]
+
+
+def test_what_the_start_has_ended_is_told_after_the_start(state: State) -> None:
+    audit = Audit(state, lambda: NOW)
+    audit.ended([SessionEnd("s1", key(1), EndReason.EXPIRED, CORE, 0.0, 0, 0)])
+    audit.started(0, 0)
+    assert [d["event"] for d in audit.documents(audit.trail.after(0, 9))] == ["started", "ended"]
+
+
+def test_a_peer_that_is_listed_no_longer_keeps_its_name(state: State, audit: Audit) -> None:
+    state.load(snapshot([peer(1, name="alice", session=grant("s1", 1))]), NOW)
+    audit.followed()
+    state.change(PeerRemoved(key(1)), NOW)
+    audit.ended(state.ends)
+    names = [d["name"] for d in audit.documents(audit.trail.after(1, 9)) if d["session_id"]]
+    assert names == ["alice", "alice"]
+
+
+def test_the_same_rubbish_does_not_push_out_everybodys_history(audit: Audit) -> None:
+    for _ in range(100):
+        audit.core_invalid(CoreUnavailable("no JSON"))
+    audit.core_invalid(CoreUnavailable("x" * 100_000))
+    documents = audit.documents(audit.trail.after(1, 999))
+    assert [(d["event"], len(d["detail"])) for d in documents] == [("core_invalid", 7), ("core_invalid", 200)]
+
+
 def test_core_lost_found_and_lying_are_told(audit: Audit) -> None:
     audit.core_found()
     audit.core_lost(CoreUnavailable("connection refused"))
@@ -225,6 +280,43 @@ def test_a_reader_waits_no_longer_than_it_asked_for_and_not_at_all_for_what_is_t
         async with asyncio.timeout(5):
             await audit.news(1, 0.01)
             await audit.news(0, 60)
+
+    asyncio.run(main())
+
+
+def answer(audit: Audit, *asked: Any) -> dict[str, Any]:
+    async def main() -> dict[str, Any]:
+        async with asyncio.timeout(5):
+            return await audit.events(*asked)
+
+    return asyncio.run(main())
+
+
+def test_who_followed_another_process_is_answered_at_once_and_from_the_beginning(audit: Audit) -> None:
+    audit.core_found()
+    told = answer(audit, 5000, 100, 25.0, "another")
+    assert ([d["event"] for d in told["events"]], told["last"]) == (["started", "core_found"], 2)
+    assert answer(audit, 1, 100, 25.0, told["process"])["last"] == 2
+
+
+def test_one_peers_history_is_found_behind_thousands_of_others(state: State, audit: Audit) -> None:
+    state.load(snapshot([peer(1, name="alice", session=grant("s1", 1))]), NOW)
+    audit.followed()
+    for number in range(3000):
+        audit.ended([SessionEnd(f"x{number}", key(2), EndReason.IDLE, CORE, 0.0, 0, 0)])
+    for who in ("alice", name(1)):
+        assert [d["session_id"] for d in answer(audit, None, 50, 0.0, None, who)["events"]] == ["s1"]
+
+
+def test_only_so_many_wait_and_the_others_are_answered_at_once(audit: Audit) -> None:
+    async def main() -> None:
+        waiting = [asyncio.create_task(audit.events(1, 10, 25.0)) for _ in range(16)]
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(2):
+            assert (await audit.events(1, 10, 25.0))["events"] == []
+        assert not any(task.done() for task in waiting)
+        audit.core_found()
+        assert [len((await task)["events"]) for task in waiting] == [1] * 16
 
     asyncio.run(main())
 

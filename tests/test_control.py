@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Daemon:
 
     def __init__(self) -> None:
         self.ended: list[Sequence[PublicKey] | None] = []
+        self.waiting = 0
 
     def status(self) -> dict[str, Any]:
         return {"interface": "wg0", "peers": []}
@@ -38,8 +40,15 @@ class Daemon:
     def explain(self, what: str) -> dict[str, Any]:
         return {"asked": what, "peers": []}
 
-    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
-        return {"asked": [after, limit, wait], "events": []}
+    async def events(
+        self, after: int | None, limit: int, wait: float, process: str | None = None, who: str | None = None
+    ) -> dict[str, Any]:
+        self.waiting += 1
+        try:
+            await asyncio.sleep(wait)
+        finally:
+            self.waiting -= 1
+        return {"asked": [after, limit, wait, process, who], "events": []}
 
     async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
         self.ended.append(keys)
@@ -97,8 +106,31 @@ def test_explain_takes_any_text(path: Path) -> None:
 
 
 def test_events_are_asked_for_from_a_number_on(path: Path) -> None:
-    assert asked(path, lambda: ControlClient(path).events())["asked"] == [None, 1000, 0.0]
-    assert asked(path, lambda: ControlClient(path).events(7, limit=5, wait=2.5))["asked"] == [7, 5, 2.5]
+    assert asked(path, lambda: ControlClient(path).events())["asked"] == [None, 1000, 0.0, None, None]
+    assert asked(path, lambda: ControlClient(path).events(7, 5, 0.1, "p1", "bob"))["asked"] == [
+        *(7, 5, 0.1),
+        *("p1", "bob"),
+    ]
+
+
+def test_nobody_waits_for_news_in_place_of_a_client_that_has_gone(path: Path) -> None:
+    daemon = Daemon()
+
+    def ask_and_go() -> int:
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(os.fspath(path))
+                client.sendall(b"GET /events?wait=20 HTTP/1.1\r\nHost: agent\r\n\r\n")
+                until = time.monotonic() + 5
+                while not daemon.waiting and time.monotonic() < until:
+                    time.sleep(0.01)
+                assert daemon.waiting
+            until = time.monotonic() + 5
+            while daemon.waiting and time.monotonic() < until:
+                time.sleep(0.01)
+        return daemon.waiting
+
+    assert asked(path, ask_and_go, daemon) == 0
 
 
 @pytest.mark.parametrize(

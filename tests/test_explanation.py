@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -20,12 +20,13 @@ from agent.model import (
 from agent.plan import Mirror, make_plan
 from agent.sessions import Limits
 from agent.state import Restored, State
-from agent.trail import Kind, Subject, Trail
+from agent.trail import Kind, Subject, Trail, one
 from tests.reconciler.harness import granted, revoked
 from tests.support.builders import (
     NOW,
     OWN_KEY,
     after,
+    columns,
     device,
     grant,
     key,
@@ -42,8 +43,9 @@ class Gateway:
     def __init__(self, limits: Limits | None = None) -> None:
         self.state, self.mirror, self.trail = State(limits, OWN_KEY), Mirror(), Trail()
         self.now = NOW
-        self.faults = {"core_error": "", "device_error": "", "guard_error": ""}
-        self.guarded: bool | None = None
+        self.around = {"core": "connected", "device_error": "", "guard_error": ""}
+        self.guarded: Literal["admitted", "barred", "missing"] | None = None
+        self.stuck = False
 
     def load(self, *peers: Any, follow: bool = True, **members: Any) -> Gateway:
         self.state.load(snapshot(peers, **members), self.now)
@@ -59,7 +61,7 @@ class Gateway:
             state.added(added, self.now)
         state.dirty.clear()
         ends = [Subject(one.public_key, one.session_id, one.reason.value) for one in state.ends]
-        self.trail.add(self.now.wall, Kind.ENDED, state.revision, ends)
+        self.trail.add(self.now.wall, Kind.ENDED, state.revision, columns(*ends))
         state.ends.clear()
         return self
 
@@ -69,8 +71,13 @@ class Gateway:
         return self.follow()
 
     def asked(self, what: str) -> dict[str, Any]:
+        guarded, stuck = self.guarded, self.stuck
         around = Surroundings(
-            interface="wg0", trail=self.trail, guarded=lambda _: self.guarded, **self.faults
+            interface="wg0",
+            trail=self.trail,
+            guarded=lambda _: guarded,
+            stuck=lambda _: stuck,
+            **self.around,
         )
         return explain(what, self.state, self.mirror, self.now, around)
 
@@ -116,7 +123,11 @@ def a_few() -> Gateway:
         ("10.9.7.9", [4]),
         ("10.9.7.0/25", [4]),
         ("10.9.0.0/16", [3]),
-        ("10.0.0.0/8", []),
+        ("10.9.1.1/16", [3]),
+        ("10.8.0.0/24", [1, 2]),
+        ("10.0.0.0/8", [1, 2, 3, 4]),
+        ("0.0.0.0/0", [1, 2, 3, 4]),
+        ("::/0", [2]),
         ("10.8.0.77", []),
         ("nobody", []),
         (format_key(key(3)), [3]),
@@ -133,6 +144,14 @@ def test_a_peer_is_found_by_the_beginning_of_its_key_but_not_by_a_letter_or_two(
     whole = format_key(PublicKey(b"\x01" * 32))
     assert find(whole[:6], gateway.state, gateway.mirror) == [b"\x01" * 32]
     assert find(whole[:3], gateway.state, gateway.mirror) == []
+
+
+def test_no_device_can_hide_another_one_behind_a_name_like_its_key() -> None:
+    victim = PublicKey(b"\x01" * 32)
+    gateway = Gateway().load(peer(1)._replace(public_key=victim), peer(2, name=format_key(victim)[:8]))
+    assert set(find(format_key(victim)[:8], gateway.state, gateway.mirror)) == {victim, key(2)}
+    gateway = Gateway().load(peer(1)._replace(public_key=victim), peer(2, name="x" + format_key(victim)[:8]))
+    assert find(format_key(victim)[:8], gateway.state, gateway.mirror) == [victim]
 
 
 def test_where_too_many_are_meant_some_are_named_and_the_others_counted() -> None:
@@ -177,7 +196,7 @@ def test_on_as_it_was_found_until_core_is_heard() -> None:
     found = device(observed(1))
     gateway.mirror.find(found)
     gateway.state.adopt(found, {}, NOW)
-    gateway.faults["core_error"] = "connection refused"
+    gateway.around["core"] = "connection refused"
     one = gateway.why(1)
     assert (one["on_interface"], one["reason"], one["state"]) == (True, "left_as_found", "unlisted")
     assert one["remedy"] == "core is unreachable: connection refused"
@@ -186,9 +205,36 @@ def test_on_as_it_was_found_until_core_is_heard() -> None:
 def test_on_though_it_has_to_go_while_the_device_refuses_to_remove_it() -> None:
     gateway = Gateway().load(peer(1, session=grant("s1", 1)))
     gateway.state.change(revoked(1, "s1"), NOW)
-    gateway.faults["device_error"] = "no such device"
+    gateway.around["device_error"] = "no such device"
     one = gateway.why(1)
     assert (one["on_interface"], one["reason"], one["remedy"]) == (True, "has_to_go", "no such device")
+
+
+def test_on_and_not_as_it_should_be_until_the_change_is_in_force() -> None:
+    gateway = Gateway().load(peer(1, session=grant("s1", 1)))
+    gateway.load(peer(1, session=grant("s1", 9)), follow=False, revision=2)
+    gateway.around["device_error"] = "no such device"
+    told = gateway.why(1)
+    assert (told["on_interface"], told["reason"]) == (True, "being_changed")
+    assert "no such device" in told["remedy"]
+
+
+def test_on_without_a_guard_that_is_needed_is_said_in_the_verdict() -> None:
+    gateway = Gateway().load(peer(1, session=grant("s1", 1)))
+    gateway.guarded, gateway.around["guard_error"] = "missing", "nft: not found"
+    told = gateway.why(1)
+    assert (
+        told["remedy"] == "the guard is not in force: nothing but the agent ends this session: nft: not found"
+    )
+    assert {"speaks_for": False, "fact": told["remedy"]} in told["facts"]
+
+
+def test_a_peer_that_the_device_does_not_remove_is_not_said_to_go_in_a_moment() -> None:
+    gateway = Gateway().load(peer(1, session=grant("s1", 1)))
+    gateway.state.change(revoked(1, "s1"), NOW)
+    assert gateway.why(1)["remedy"] == "this takes a moment"
+    gateway.stuck = True
+    assert "the device does not remove it" in gateway.why(1)["remedy"]
 
 
 # Why it is off.
@@ -211,10 +257,10 @@ def test_off_without_a_session_that_ever_was() -> None:
 @pytest.mark.parametrize("ending", list(EndReason))
 def test_off_because_its_session_ended_says_how_it_ended(ending: EndReason) -> None:
     gateway = Gateway().load(peer(1))
-    gateway.trail.add(NOW.wall, Kind.ENDED, 1, [Subject(key(1), "s1", ending.value)])
-    one = gateway.why(1)
-    assert f"the last one ended ({ending.value}), {ENDS[ending].fault}" in one["because"]
-    assert one["remedy"] == ENDS[ending].remedy
+    gateway.trail.add(NOW.wall, Kind.ENDED, 1, one(Subject(key(1), "s1", ending.value)))
+    told = gateway.why(1)
+    assert f"the last one ended ({ending.value}), {ENDS[ending].fault}" in told["because"]
+    assert told["remedy"] == ENDS[ending].remedy
 
 
 def test_off_because_expired_by_the_clock() -> None:
@@ -250,9 +296,17 @@ def test_off_until_core_is_heard_after_a_reboot() -> None:
     assert gateway.reason(1) == (False, "awaiting_core")
 
 
+def test_off_because_its_session_ended_while_the_agent_was_away_and_core_has_not_been_heard() -> None:
+    gateway = Gateway()
+    gateway.state.restore(Restored(location=snapshot().location, peers=(peer(1),)), NOW)
+    gateway.around["core"] = ""
+    assert gateway.reason(1) == (False, "no_session")
+    assert "core has not answered yet" in gateway.facts(1)
+
+
 def test_off_though_wanted_while_the_interface_cannot_be_changed() -> None:
     gateway = Gateway().load(peer(1, session=grant("s1", 1)), follow=False)
-    gateway.faults["device_error"] = "no such device"
+    gateway.around["device_error"] = "no such device"
     one = gateway.why(1)
     assert (one["on_interface"], one["reason"]) == (False, "not_there_yet")
     assert "no such device" in one["remedy"]
@@ -284,6 +338,11 @@ def test_where_core_judges_liveness_no_idle_rule_is_claimed() -> None:
     assert not any("ends it in" in fact for fact in gateway.facts(1))
 
 
+def test_nobody_waits_for_signs_of_life_from_who_is_not_there() -> None:
+    gateway = Gateway().load(peer(1, session=grant("s1", 1)), follow=False)
+    assert not any("never_connected" in fact for fact in gateway.facts(1))
+
+
 def test_a_stricter_ceiling_here_is_named() -> None:
     gateway = Gateway(Limits(max_lifetime=600)).load(peer(1, session=grant("s1", 1, lasts=3600)))
     assert "max_lifetime ends it before core's expires_at" in gateway.facts(1)
@@ -295,8 +354,8 @@ def test_a_session_that_is_only_held_is_said_not_to_matter() -> None:
     assert any("does not matter now" in fact for fact in gateway.facts(1))
 
 
-@pytest.mark.parametrize(("guarded", "text"), [(True, "lets"), (False, "does not let")])
-def test_the_guard_has_a_say(guarded: bool, text: str) -> None:
+@pytest.mark.parametrize(("guarded", "text"), [("admitted", "lets"), ("barred", "does not let")])
+def test_the_guard_has_a_say(guarded: Literal["admitted", "barred"], text: str) -> None:
     gateway = Gateway().load(peer(1, session=grant("s1", 1)))
     gateway.guarded = guarded
     assert f"the kernel's guard {text} its packets through" in gateway.facts(1)
@@ -304,7 +363,8 @@ def test_the_guard_has_a_say(guarded: bool, text: str) -> None:
 
 def test_faults_around_the_peer_are_named() -> None:
     gateway = Gateway().load(peer(1))
-    gateway.faults = {"core_error": "timeout", "device_error": "gone", "guard_error": "no nft"}
+    gateway.around = {"core": "timeout", "device_error": "gone", "guard_error": "no nft"}
+    gateway.guarded = "missing"
     facts = " / ".join(gateway.facts(1))
     assert all(word in facts for word in ("timeout", "gone", "no nft"))
 

@@ -1,19 +1,19 @@
-from agent.trail import Kind, Subject, Trail
-from tests.support.builders import key
+from agent.trail import Kind, Subject, Subjects, Trail, one
+from tests.support.builders import columns, key
 
 
-def subjects(*numbers: int) -> list[Subject]:
-    return [Subject(key(number), f"s{number}") for number in numbers]
+def subjects(*numbers: int) -> Subjects:
+    return columns(*(Subject(key(number), f"s{number}") for number in numbers))
 
 
 def numbers(trail: Trail, after: int = 0, limit: int = 100) -> list[int]:
-    return [one.number for one in trail.after(after, limit)]
+    return [occurrence.number for occurrence in trail.after(after, limit)]
 
 
 def test_occurrences_are_numbered_from_one_in_their_order() -> None:
     trail = Trail()
     trail.add(1.0, Kind.GRANTED, 7, subjects(1, 2))
-    trail.add(2.0, Kind.ENDED, 8, [Subject(key(1), "s1", "idle")])
+    trail.add(2.0, Kind.ENDED, 8, one(Subject(key(1), "s1", "idle")))
     assert [(o.number, o.at, o.kind, o.revision, o.subject) for o in trail.after(0, 9)] == [
         (1, 1.0, Kind.GRANTED, 7, Subject(key(1), "s1")),
         (2, 1.0, Kind.GRANTED, 7, Subject(key(2), "s2")),
@@ -24,13 +24,13 @@ def test_occurrences_are_numbered_from_one_in_their_order() -> None:
 def test_each_of_one_moment_keeps_its_own_reason_and_detail() -> None:
     trail = Trail()
     told = [Subject(key(1), None, "drift", "a"), Subject(key(2), None, "guard", "b"), Subject("odd")]
-    trail.add(1.0, Kind.DRIFT, None, told)
-    assert [one.subject for one in trail.after(0, 9)] == told
+    trail.add(1.0, Kind.DRIFT, None, columns(*told))
+    assert [occurrence.subject for occurrence in trail.after(0, 9)] == told
 
 
 def test_nothing_happening_is_no_occurrence() -> None:
     trail = Trail()
-    trail.add(1.0, Kind.GRANTED, 7, [])
+    trail.add(1.0, Kind.GRANTED, 7, Subjects(()))
     assert (trail.next, trail.oldest, trail.after(0, 9)) == (1, 1, [])
 
 
@@ -67,10 +67,19 @@ def test_the_last_occurrences_of_one_peer_come_in_their_order() -> None:
     for second in range(5):
         trail.add(float(second), Kind.GRANTED, second, subjects(1, 2))
         trail.add(float(second), Kind.ENDED, second, subjects(2))
-    assert [(one.kind, one.revision) for one in trail.of(key(2), 3)] == [
+    assert [(told.kind, told.revision) for told in trail.of(key(2), 3)] == [
         (Kind.ENDED, 3),
         (Kind.GRANTED, 4),
         (Kind.ENDED, 4),
     ]
-    assert [one.revision for one in trail.of(key(1), 100)] == [0, 1, 2, 3, 4]
+    assert [told.revision for told in trail.of(key(1), 100)] == [0, 1, 2, 3, 4]
     assert trail.of(key(3), 100) == []
+
+
+def test_what_fits_is_found_however_far_back_it_is() -> None:
+    trail = Trail()
+    trail.add(1.0, Kind.GRANTED, 1, subjects(1))
+    for second in range(2000):
+        trail.add(float(second), Kind.RENEWED, 2, subjects(2))
+    assert [told.kind for told in trail.last(50, lambda subject: subject.peer == key(1))] == [Kind.GRANTED]
+    assert [told.number for told in trail.last(2, lambda _: True)] == [2000, 2001]

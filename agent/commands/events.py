@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,9 +16,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from agent import clock
 from agent.commands.chosen import choose
 from agent.commands.output import console, print_json, say, shown
-from agent.control import EVENTS, WAIT, ControlClient
+from agent.control import WAIT, ControlClient
 from agent.encoding import parse_time
 from agent.errors import AgentError
 
@@ -41,19 +43,20 @@ _NAME_WIDTH: Final = 20
 def execute(arguments: argparse.Namespace) -> int:
     """Print the last occurrences, with ``--follow`` those to come as well until Ctrl-C."""
     client = ControlClient(choose(arguments).load().control_socket)
-    document = client.events(limit=EVENTS)
+    # At least one: the answer also says from where to go on.
+    document = client.events(limit=max(1, arguments.lines), who=arguments.who)
+    past = document["events"] if arguments.lines else []
     if arguments.follow:
         with contextlib.suppress(KeyboardInterrupt):
-            _follow(client, document, arguments)
+            _follow(client, document, past, arguments)
         return 0
-    wanted = _past(document, arguments)
     if arguments.json:
-        print_json({"interface": document["interface"], "events": wanted})
+        print_json({"interface": document["interface"], "events": past})
         return 0
     to = console()
-    for event in wanted:
+    for event in past:
         to.print(line(event, to.width), soft_wrap=True)
-    if not wanted:
+    if not past:
         say(
             to,
             f"{document['interface']}: nothing has happened that is still known; the log goes back further",
@@ -61,13 +64,15 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _follow(client: ControlClient, document: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+def _follow(
+    client: ControlClient,
+    document: Mapping[str, Any],
+    past: Iterable[Mapping[str, Any]],
+    arguments: argparse.Namespace,
+) -> None:
     to = console()
-    for event in _past(document, arguments):
+    for event in itertools.chain(past, _to_come(client, document, arguments.who)):
         _print(event, to, as_json=arguments.json)
-    for event in _to_come(client, document):
-        if _is_about(event, arguments.who):
-            _print(event, to, as_json=arguments.json)
 
 
 def _print(event: Mapping[str, Any], to: Console, *, as_json: bool) -> None:
@@ -79,15 +84,16 @@ def _print(event: Mapping[str, Any], to: Console, *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _to_come(client: ControlClient, document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _to_come(
+    client: ControlClient, document: Mapping[str, Any], who: str | None
+) -> Iterator[Mapping[str, Any]]:
     """Give what happens from now on; an agent that is restarted is waited for, and its trail begins anew."""
     aside = Console(stderr=True, markup=False, emoji=False, highlight=False)
     process, last, away = document["process"], document["last"], False
     while True:
+        began = clock.monotonic()
         try:
-            document = client.events(after=last, wait=WAIT)
-            if document["process"] != process:
-                document = client.events(after=0)
+            document = client.events(last, wait=WAIT, process=process, who=who)
         except AgentError as error:
             if not away:
                 say(aside, f"wg-agent: {error}; waiting for it")
@@ -95,22 +101,15 @@ def _to_come(client: ControlClient, document: Mapping[str, Any]) -> Iterator[Map
             time.sleep(_AGAIN)
             continue
         away = False
-        if document["missed"] and document["process"] == process:
+        if document["process"] != process:
+            say(aside, "wg-agent: the agent was restarted; the log has what it did right before")
+        elif document["missed"]:
             say(aside, f"wg-agent: {document['missed']} events were missed: the log has them")
         process, last = document["process"], document["last"]
         yield from document["events"]
-
-
-def _past(document: Mapping[str, Any], arguments: argparse.Namespace) -> list[Mapping[str, Any]]:
-    events = [event for event in document["events"] if _is_about(event, arguments.who)]
-    return events[max(0, len(events) - arguments.lines) :]
-
-
-def _is_about(event: Mapping[str, Any], who: str | None) -> bool:
-    """Whether it concerns a peer with this name, or whose key begins so; what concerns nobody does not."""
-    if who is None:
-        return True
-    return event["name"] == who or (event["public_key"] or "").startswith(who)
+        if not document["events"] and clock.monotonic() - began < _AGAIN:
+            # Too many wait already, or nothing of it was about the one who matters.
+            time.sleep(_AGAIN)
 
 
 def line(event: Mapping[str, Any], width: int, *, with_peer: bool = True) -> Text:

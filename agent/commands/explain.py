@@ -13,12 +13,15 @@ from agent.commands.chosen import choose
 from agent.commands.events import line
 from agent.commands.output import console, folded, print_json, say, shown
 from agent.control import ControlClient
+from agent.errors import ConfigError
 
 _SIGNS: Final = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Ask the running agent and show what it says; 1 if nobody is meant, or too many are."""
+    if not arguments.what:
+        raise ConfigError("nobody is asked about", "wg-agent explain KEY|IP|NAME")
     document = ControlClient(choose(arguments).load().control_socket).explain(arguments.what)
     if arguments.json:
         print_json(document)

@@ -10,19 +10,22 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent import clock
+from agent.audit import Audit
 from agent.control import bind_control, control_app
-from agent.encoding import format_key, format_time
+from agent.encoding import format_key
 from agent.model import PublicKey
 from agent.server import serve
-from agent.trail import Kind, Occurrence, Subject, Trail
+from agent.state import State
+from agent.trail import Kind, Subject, Trail
 from tests.core.fakes import TOKEN, Core, core
+from tests.support.builders import columns
 
 T = TypeVar("T")
 ALICE, BOB, NOBODY = (PublicKey(bytes([n]) * 32) for n in (1, 2, 3))
@@ -116,6 +119,7 @@ class Agent:
     trail: Trail = field(default_factory=Trail)
     process: str = "p1"
     names: dict[PublicKey, str] = field(default_factory=dict)
+    audit: Audit = field(default_factory=lambda: Audit(State(), clock.read))
 
     def status(self) -> dict[str, Any]:
         self.asked.append("status")
@@ -151,38 +155,19 @@ class Agent:
         return {"interface": "wg0", "asked": what, "peers": [], "more": 0} | self.explained
 
     def happens(self, kind: Kind, *subjects: Subject, revision: int | None = 42) -> None:
-        self.trail.add(WALL, kind, revision, subjects)
+        named = [
+            one._replace(name=self.names.get(PublicKey(one.peer))) if isinstance(one.peer, bytes) else one
+            for one in subjects
+        ]
+        self.trail.add(WALL, kind, revision, columns(*named))
 
-    async def events(self, after: int | None, limit: int, wait: float) -> dict[str, Any]:
+    async def events(
+        self, after: int | None, limit: int, wait: float, process: str | None = None, who: str | None = None
+    ) -> dict[str, Any]:
         self.asked.append(f"events {after} {limit}")
-        if after is None:
-            after = max(0, self.trail.next - 1 - limit)
-        until = time.monotonic() + min(wait, 0.5)
-        while wait and self.trail.next <= after + 1 and time.monotonic() < until:  # noqa: ASYNC110 as simple
-            await asyncio.sleep(0.01)
-        occurrences = self.trail.after(after, limit)
-        return {
-            "interface": "wg0",
-            "process": self.process,
-            "missed": max(0, self.trail.oldest - 1 - after),
-            "last": occurrences[-1].number if occurrences else self.trail.next - 1,
-            "events": [self._event(one) for one in occurrences],
-        }
-
-    def _event(self, one: Occurrence) -> dict[str, Any]:
-        subject = one.subject
-        keyed = isinstance(subject.peer, bytes)
-        return {
-            "number": one.number,
-            "at": format_time(one.at),
-            "event": one.kind.value,
-            "public_key": format_key(subject.peer) if isinstance(subject.peer, bytes) else subject.peer,
-            "name": self.names.get(PublicKey(subject.peer)) if keyed else None,  # type: ignore[arg-type]
-            "session_id": subject.session_id,
-            "revision": one.revision,
-            "reason": subject.reason or None,
-            "detail": subject.detail or None,
-        }
+        self.audit.trail, self.audit._process = self.trail, self.process
+        answer = await self.audit.events(after, limit, min(wait, 0.1), process, who)
+        return {"interface": "wg0", **answer}
 
     async def end(self, keys: Sequence[PublicKey] | None) -> dict[str, Any]:
         ended = self.with_session if keys is None else self.with_session.intersection(keys)

@@ -19,6 +19,7 @@ from agent.commands.events import line
 from agent.encoding import format_key
 from agent.trail import Kind, Subject, Trail
 from tests.commands.parts import ALICE, BOB, Agent, an_agent, write_config
+from tests.support.builders import columns
 
 
 def an_eventful_agent() -> Agent:
@@ -94,7 +95,7 @@ def test_a_number_of_lines_that_cannot_be_is_a_usage_error(lines: str) -> None:
 @pytest.mark.parametrize("width", [80, 100, 139])
 def test_on_a_narrow_terminal_keys_are_shortened_to_what_explain_takes(width: int) -> None:
     agent = an_eventful_agent()
-    for event in (agent._event(one) for one in agent.trail.after(0, 9)):
+    for event in agent.audit.documents(agent.trail.after(0, 9)):
         text = line(event, width).plain
         assert format_key(ALICE) not in text
         assert "\x1b" not in text
@@ -105,8 +106,8 @@ def test_on_a_narrow_terminal_keys_are_shortened_to_what_explain_takes(width: in
 def test_a_line_has_no_colour_where_there_is_none() -> None:
     agent, written = an_eventful_agent(), io.StringIO()
     console = Console(file=written, no_color=True, width=200, markup=False)
-    for one in agent.trail.after(0, 9):
-        console.print(line(agent._event(one), 200))
+    for event in agent.audit.documents(agent.trail.after(0, 9)):
+        console.print(line(event, 200))
     assert "\x1b[" not in written.getvalue()
 
 
@@ -148,7 +149,7 @@ def test_following_shows_what_comes_when_it_comes_until_ctrl_c(tmp_path: Path) -
 def test_following_as_json_gives_a_document_a_line(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     with an_agent(path, an_eventful_agent()) as agent, following(path, "--json", "-n", "0") as (_, lines):
-        while not any(asked.startswith("events 5") for asked in agent.asked):
+        while not any(asked.startswith("events 5 ") for asked in agent.asked):
             threading.Event().wait(0.05)
         agent.happens(Kind.ENDED, Subject(ALICE, "s-9", "revoked"))
         assert json.loads(next(lines))["session_id"] == "s-9"
@@ -202,7 +203,7 @@ def test_what_was_missed_is_said(tmp_path: Path) -> None:
         assert "core_found" in next(lines)
         agent.trail = crowded = Trail(room=10)
         for number in range(40):
-            crowded.add(0.0, Kind.ENDED, number, [Subject(ALICE, f"s-{number}", "idle")] * 5)
+            crowded.add(0.0, Kind.ENDED, number, columns(*[Subject(ALICE, f"s-{number}", "idle")] * 5))
         assert process.stderr is not None
         assert "events were missed" in process.stderr.readline()
         assert "ended" in next(lines)

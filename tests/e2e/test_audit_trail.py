@@ -20,6 +20,8 @@ from tests.support.site import Client, Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.userspace]
 
+PATIENCE = 10.0
+"""Seconds until something is told: less than a follower waits in one go."""
 QUICK = 3.0
 """Seconds that an agent with somebody at its socket may take to stop."""
 
@@ -39,7 +41,7 @@ class Follower:
 
     def wait(self, event: str) -> dict[str, Any]:
         """The next occurrence of this kind."""
-        while (told := self._lines.get(timeout=40))["event"] != event:
+        while (told := self._lines.get(timeout=PATIENCE))["event"] != event:
             pass
         return told
 

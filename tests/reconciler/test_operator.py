@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from agent.encoding import format_key
+from agent.errors import CoreUnavailable
 from tests.reconciler.harness import Core, World, granted, revoked, run
 from tests.support.builders import grant, key, peer
 
@@ -93,5 +94,51 @@ def test_the_guard_is_part_of_the_explanation(world: World, guard: object) -> No
             }
             assert "the kernel's guard lets its packets through" in facts["alice"]
             assert "the kernel's guard does not let its packets through" in facts["bob"]
+
+    run(main())
+
+
+def test_what_begins_and_ends_in_one_delivery_is_told_in_that_order(world: World) -> None:
+    async def main() -> None:
+        core = Core(world.clock)
+        async with world.agent() as agent:
+            await agent.give(core.state([peer(1)]))
+            await agent.give([core.change(granted(1, grant("s1", 1))), core.change(revoked(1, "s1"))])
+            document = await agent.reconciler.events(None, 2, 0.0)
+            assert [one[:2] for one in told(document)] == [("granted", "s1"), ("ended", "s1")]
+
+    run(main())
+
+
+def test_an_end_is_told_when_the_peer_is_off_the_interface_and_not_when_the_disk_works_again(
+    world: World,
+) -> None:
+    async def main() -> None:
+        core = Core(world.clock)
+        async with world.agent() as agent:
+            await agent.give(core.state([peer(1, name="alice", session=grant("s1", 1))]))
+            world.journal_fails = True
+            await agent.give([core.change(revoked(1, "s1"))])
+            assert world.on_interface() == {}
+            document = await agent.reconciler.events(None, 1, 0.0)
+            assert told(document) == [("ended", "s1", 2, "revoked")]
+            world.journal_fails = False
+            await agent.tick()
+            await agent.tick()
+            assert agent.ends() == {"s1": "revoked"}
+            assert (await agent.reconciler.events(None, 1, 0.0))["last"] == document["last"]
+
+    run(main())
+
+
+def test_a_core_that_is_away_from_the_start_is_told_of_once(world: World) -> None:
+    async def main() -> None:
+        async with world.agent() as agent:
+            for _ in range(3):
+                agent.reconciler.core_failed(CoreUnavailable("connection refused"))
+            assert [one[0] for one in told(await agent.reconciler.events(None, 9, 0.0))] == [
+                "started",
+                "core_lost",
+            ]
 
     run(main())

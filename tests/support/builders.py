@@ -20,6 +20,7 @@ from agent.model import (
     SessionPolicy,
     Snapshot,
 )
+from agent.trail import Subject, Subjects
 
 CORE = 1_800_000_000.0
 """Core's time in seconds when ``NOW`` is now."""
@@ -120,3 +121,14 @@ def observed(
 
 def device(*peers: ObservedPeer) -> ObservedDevice:
     return ObservedDevice("wg0", OWN_KEY, 51820, 0, {p.public_key: p for p in peers})
+
+
+def columns(*subjects: Subject) -> Subjects:
+    """Those to whom something happens at once, as the audit trail keeps them."""
+    return Subjects(
+        tuple(one.peer for one in subjects),
+        tuple(one.session_id for one in subjects),
+        tuple(one.reason for one in subjects),
+        tuple(one.detail for one in subjects),
+        tuple(one.name for one in subjects),
+    )
