@@ -11,6 +11,7 @@ help:
 	@echo "make pictures  the pictures of the documentation anew, from a real run; writes docs/pictures/"
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   the agent beside wg at 10,000 to 100,000 peers, about an hour; writes build/bench.json"
+	@echo "make docs    docs/configuration.md and docs/man/wg-agent.toml.5 anew from the model"
 	@echo "make format  let ruff format and fix what it can"
 	@echo "make lock    requirements/*.txt anew from pyproject.toml"
 	@echo "make proto   the modules of Defguard's messages anew from their .proto files"
@@ -42,7 +43,7 @@ lint:
 	@.ci/setup lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy --strict agent tests
+	$(BIN)/mypy --strict agent tests docs/reference.py
 	$(BIN)/lint-imports
 
 # Files named bench_*.py hold benchmarks; pytest by itself does not collect them.
@@ -51,6 +52,12 @@ bench:
 	@.ci/setup bench
 	@.ci/as-root $(BIN)/pytest -o python_files='bench_*.py' --timeout=0 --benchmark-only tests/bench
 	@.ci/as-root $(BIN)/python -m tests.bench
+
+# What a key means stands in config.example.toml, all else in agent/config.py.
+.PHONY: docs
+docs:
+	@.ci/setup lint
+	@$(BIN)/python -m docs.reference
 
 format:
 	@.ci/setup lint

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -184,13 +185,17 @@ def _check_path(value: object) -> object:
     return value
 
 
-def _zero_or_at_least(least: float) -> AfterValidator:
-    def check(value: float) -> float:
-        if value and value < least:
-            raise ValueError(f"write 0 to turn it off, or at least {least:g} seconds")
-        return value
+@dataclass(frozen=True, slots=True)
+class ZeroOrAtLeast:
+    """Takes 0, which turns a duration off, or at least so many seconds."""
 
-    return AfterValidator(check)
+    least: float
+
+    def __call__(self, value: float) -> float:
+        """Return the value, or raise ValueError."""
+        if value and value < self.least:
+            raise ValueError(f"write 0 to turn it off, or at least {self.least:g} seconds")
+        return value
 
 
 Seconds = Annotated[float, Field(ge=1, le=_TEN_YEARS, allow_inf_nan=False)]
@@ -277,8 +282,8 @@ class Sessions(_Section):
     idle_timeout: Seconds = 300.0
     connect_timeout: Seconds = 180.0
     max_lifetime: Seconds = 86_400.0
-    core_lost_grace: Annotated[SecondsOrOff, _zero_or_at_least(1)] = 0.0
-    agent_lease: Annotated[SecondsOrOff, _zero_or_at_least(30)] = 300.0
+    core_lost_grace: Annotated[SecondsOrOff, AfterValidator(ZeroOrAtLeast(1))] = 0.0
+    agent_lease: Annotated[SecondsOrOff, AfterValidator(ZeroOrAtLeast(30))] = 300.0
 
 
 class Stats(_Section):
