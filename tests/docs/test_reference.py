@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from agent.config import KEYS, LIVE_KEYS, SECTIONS
+from agent.sandbox.__main__ import COMMANDS as SANDBOX
 from docs import reference
 
 MAN = reference.ROOT / "docs/man/wg-agent.toml.5"
+needs_groff = pytest.mark.skipif(shutil.which("groff") is None, reason="not installed: groff-base")
 
 
 @pytest.mark.parametrize("path", reference.FILES, ids=lambda path: path.name)
@@ -80,17 +82,39 @@ def test_what_the_example_says_of_a_section_stands_above_its_keys() -> None:
     assert "".join(said["hooks"]).startswith("Commands in their order, each a list of words")
 
 
-@pytest.mark.skipif(shutil.which("groff") is None, reason="not installed: groff")
-def test_the_man_page_is_set_without_a_warning() -> None:
+def printed_page(path: Path) -> str:
+    """What man shows of a page that troff has nothing to say about."""
     done = subprocess.run(
-        ["groff", "-ww", "-man", "-Kutf8", "-Tutf8", str(MAN)], capture_output=True, text=True, check=True
+        ["groff", "-ww", "-man", "-Kutf8", "-Tutf8", str(path)], capture_output=True, text=True, check=True
     )
-
     assert done.stderr == ""
-    printed = re.sub(r".\x08|\x1b\[[\d;]*m", "", done.stdout)
-    assert "WG-AGENT.TOML(5)" in printed
+    return re.sub(r".\x08|\x1b\[[\d;]*m", "", done.stdout)
+
+
+@needs_groff
+@pytest.mark.parametrize("path", sorted(MAN.parent.glob("*.[1-8]")), ids=lambda path: path.name)
+def test_a_man_page_is_set_without_a_warning(path: Path) -> None:
+    name, _, chapter = path.name.rpartition(".")
+
+    assert printed_page(path).lstrip().startswith(f"{name.upper()}({chapter})")
+
+
+@needs_groff
+def test_the_configurations_page_has_every_key() -> None:
+    printed = printed_page(MAN)
+
     for dotted in KEYS:
         assert dotted.partition(".")[2] in printed
+
+
+@needs_groff
+def test_the_sandboxs_page_has_every_command_and_what_it_takes() -> None:
+    printed = " ".join(printed_page(MAN.with_name("wg-agent-sandbox.1")).split())
+
+    for command in SANDBOX:
+        assert f"wg-agent-sandbox {command}" in printed
+    for command in ("key", "connect", "disconnect"):
+        assert f"wg-agent-sandbox client {command}" in printed
 
 
 def test_the_man_page_has_no_line_that_troff_would_take_for_a_request() -> None:

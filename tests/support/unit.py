@@ -56,7 +56,10 @@ def install() -> None:
     """Put the agent, its dependencies and its unit where a package would.
 
     What is large is mounted instead of copied, at a path that ProtectHome and PrivateTmp do not hide.
+    Nothing happens a second time.
     """
+    if OPT.exists():
+        return
     OPT.mkdir(parents=True)
     shutil.copytree(SOURCES / "agent", OPT / "lib/agent")
     _bind(Path(sysconfig.get_path("purelib")), OPT / "site-packages")
