@@ -150,7 +150,7 @@ def test_the_sample_is_of_clauses_as_they_are() -> None:
 
 def test_the_commands_are_ones_that_the_command_line_knows() -> None:
     joined = TEXT.replace("\\\n", " ")
-    commands = re.findall(r"^    wg-agent (conformance .*)$", joined, re.MULTILINE)
+    commands = re.findall(r"^wg-agent (conformance .*)$", joined, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
         arguments = _parser().parse_args(shlex.split(command))
