@@ -25,6 +25,7 @@ SOCKETS: Final = Path("/var/run/wireguard")
 
 _ANSWER_TIMEOUT: Final = 30.0
 _START_TIMEOUT: Final = 15.0
+_ASK_AGAIN: Final = 3.0
 _POLL: Final = 0.02
 _CHUNK: Final = 1 << 18
 _LARGE: Final = 1 << 20
@@ -162,7 +163,9 @@ async def start(name: str, program: str) -> bool:
     """Start ``program NAME``, which makes the interface, and wait until it answers.
 
     It outlives the agent: it gets a session of its own, and under systemd a unit of its own, since
-    ending the agent's unit would end it too. Returns whether it got what it needs for that.
+    ending the agent's unit would end it too. An agent that may start no units asks for one by the file
+    that ``$USERSPACE_REQUEST`` names: wg-agent-userspace@.path watches it. Returns whether it got what it
+    needs to outlive the agent.
     Raises DeviceError: ENOENT if there is no such program, EEXIST if one answers to the name already.
     """
     path = shutil.which(program)
@@ -180,8 +183,13 @@ async def start(name: str, program: str) -> bool:
             errno=errno.EEXIST,
         )
     in_unit = "INVOCATION_ID" in os.environ
-    if in_unit and await _start_unit(name, path):
-        return True
+    # systemd starts it in its own network namespace, which has to be ours.
+    if in_unit and _shares_network_with_init():
+        if request := os.environ.get("USERSPACE_REQUEST"):
+            await _ask_for_unit(name, Path(request))
+            return True
+        if await _start_unit(name, path):
+            return True
     with tempfile.TemporaryFile() as errors:
         process = _spawn(path, name, errors)
         if await _wait_until_answers(name, process):
@@ -202,11 +210,38 @@ def _start_hint(name: str, program: str) -> str:
     return f"run `{program} --foreground {name}` by hand to see why"
 
 
+async def _ask_for_unit(name: str, request: Path) -> None:
+    """Have systemd start the program; raises DeviceError if it does not answer in time."""
+    try:
+        # More than once: systemd misses a file whose folder is made while it begins to watch for it.
+        for _ in range(max(1, int(_START_TIMEOUT / _ASK_AGAIN))):
+            await asyncio.to_thread(_write_request, request, name)
+            if await _wait_until_answers(name, None, _ASK_AGAIN):
+                return
+    except OSError as error:
+        raise DeviceError(
+            f"a userspace WireGuard for {name} can't be asked for: {request}: {error.strerror}",
+            "$USERSPACE_REQUEST is the agent's unit's: a file in its runtime folder",
+            errno=error.errno or errno.EIO,
+        ) from None
+    unit = f"wg-agent-userspace@{name}"
+    raise DeviceError(
+        f"{unit}.service does not run, or does not answer",
+        f"see systemctl status {unit}.path {unit}.service",
+        errno=errno.EIO,
+    )
+
+
+def _write_request(request: Path, name: str) -> None:
+    # Where the unit has the program put its socket.
+    (request.parent / "wireguard").mkdir(mode=0o700, exist_ok=True)
+    request.write_text(f"{name}\n")
+
+
 async def _start_unit(name: str, path: str) -> bool:
     """Start the program as a unit of its own; whether that worked."""
     systemd_run = shutil.which("systemd-run")
-    # systemd starts it in its own network namespace, which has to be ours.
-    if systemd_run is None or not _shares_network_with_init():
+    if systemd_run is None:
         return False
     process = await asyncio.create_subprocess_exec(
         *(systemd_run, "--quiet", "--collect", f"--unit=wg-agent-userspace-{name}"),
@@ -247,9 +282,11 @@ async def _let_go(process: subprocess.Popen[bytes]) -> None:
     _IN_FRONT.append(process)
 
 
-async def _wait_until_answers(name: str, process: subprocess.Popen[bytes] | None) -> bool:
-    """Wait until the implementation answers; False when it failed or its time is up."""
-    for _ in range(int(_START_TIMEOUT / _POLL)):
+async def _wait_until_answers(
+    name: str, process: subprocess.Popen[bytes] | None, limit: float = _START_TIMEOUT
+) -> bool:
+    """Wait until the implementation answers; False when it failed or ``limit`` seconds are up."""
+    for _ in range(int(limit / _POLL)):
         if await answers(name):
             return True
         # With 0 it has put itself into the background.

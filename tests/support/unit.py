@@ -5,6 +5,7 @@ is the host itself. Clients have namespaces of their own, as everywhere.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,8 @@ ETC = Path("/etc/wg-agent")
 UNITS = Path("/etc/systemd/system")
 STATE = Path("/var/lib/wg-agent") / INTERFACE
 RUNTIME = Path("/run/wg-agent") / INTERFACE
+STATES = [Path(root) / "wg-agent" for root in ("/var/lib", "/var/lib/private", "/run", "/run/private")]
+"""All that systemd makes for the units; the first of each two is a link to the second."""
 START = 180.0
 """The unit's TimeoutStartSec, in seconds."""
 LIFETIME = 15.0
@@ -52,7 +55,7 @@ def sh(*argv: str, check: bool = True, timeout: float = 200.0) -> "subprocess.Co
     return done
 
 
-def install() -> None:
+def install_from_checkout() -> None:
     """Put the agent, its dependencies and its unit where a package would.
 
     What is large is mounted instead of copied, at a path that ProtectHome and PrivateTmp do not hide.
@@ -70,7 +73,25 @@ def install() -> None:
         python = OPT / "python/bin" / name
     PROGRAM.write_text(_LAUNCHER.format(python=python, opt=OPT))
     PROGRAM.chmod(0o755)
-    shutil.copy(SOURCES / "systemd/wg-agent@.service", UNITS)
+    for unit in (SOURCES / "systemd").iterdir():
+        shutil.copy(unit, UNITS)
+
+
+def uninstall() -> None:
+    """Leave nothing of the agent that was installed, started and configured here to who comes next."""
+    sh("systemctl", "stop", "wg-agent-userspace@*.path")
+    sh("ip", "link", "delete", INTERFACE, check=False)
+    for table in re.findall(r"inet wg_agent\S+", sh("nft", "list", "tables").stdout):
+        sh("nft", "delete", "table", *table.split())
+    for part in ("site-packages", "python"):
+        sh("umount", str(OPT / part), check=False)
+    for path in (OPT, ETC, UNITS / f"{UNIT}.d", *STATES):
+        if path.is_symlink():
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (PROGRAM, *UNITS.glob("wg-agent*@.*")):
+        path.unlink(missing_ok=True)
+    sh("systemctl", "daemon-reload")
 
 
 def _bind(source: Path, target: Path) -> None:
@@ -138,9 +159,17 @@ class UnitSite(Site):
         self.gateway = Namespace("wga-host")
         sh("ip", "netns", "attach", self.gateway.name, "1")
 
+    def install(self) -> None:
+        """Put the agent where the unit finds it."""
+        install_from_checkout()
+
+    def uninstall(self) -> None:
+        """Leave nothing of it."""
+        uninstall()
+
     def __enter__(self) -> Self:
-        install()
-        ETC.mkdir(mode=0o755)
+        self.install()
+        ETC.mkdir(mode=0o711, exist_ok=True)
         super().__enter__()
         # The core listens where the unit sees it, and for the unit's user too.
         self.folder.chmod(0o711)
@@ -161,6 +190,8 @@ class UnitSite(Site):
             print(self.unit.journal()[-6000:])
         self.unit.ctl("stop", check=False)
         super().__exit__(kind, error, trace)
+        self.uninstall()
+        sh("ip", "netns", "delete", self.gateway.name)
 
     def configuration(self, more: str = "") -> str:
         """Return the configuration, with ``more`` TOML."""
