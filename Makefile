@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what it needs first: see .ci/setup.
-.PHONY: help demo test reliability pictures lint bench format lock proto clean
+.PHONY: help demo test reliability pictures lint bench deb format lock proto clean
 .DEFAULT_GOAL := help
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BIN := .venv/bin
@@ -12,6 +12,7 @@ help:
 	@echo "make lint    ruff, mypy --strict, import contracts"
 	@echo "make bench   the agent beside wg at 10,000 to 100,000 peers, about an hour; writes build/bench.json"
 	@echo "make docs    docs/configuration.md and docs/man/wg-agent.toml.5 anew from the model"
+	@echo "make deb     the Debian package, dist/wg-agent_VERSION_ARCH.deb"
 	@echo "make format  let ruff format and fix what it can"
 	@echo "make lock    requirements/*.txt anew from pyproject.toml"
 	@echo "make proto   the modules of Defguard's messages anew from their .proto files"
@@ -59,6 +60,10 @@ docs:
 	@.ci/setup lint
 	@$(BIN)/python -m docs.reference
 
+deb:
+	@.ci/setup deb
+	@.ci/deb
+
 format:
 	@.ci/setup lint
 	$(BIN)/ruff check --fix
@@ -71,6 +76,7 @@ lock:
 	@.ci/setup lint
 	$(LOCK) -o requirements/runtime.txt
 	$(LOCK) --all-extras --group dev -o requirements/dev.txt
+	$(LOCK) --extra defguard --extra sandbox -c requirements/dev.txt -o requirements/package.txt
 
 # The paths in them are imported by, hence the root.
 WIRE := agent/core/defguard/wire

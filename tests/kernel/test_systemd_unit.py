@@ -115,7 +115,7 @@ def test_the_operators_commands_may_do_in_the_unit_what_its_comments_say(gateway
 def test_the_operator_sees_who_is_up_and_the_kernel_guards_it(gateway: Gateway) -> None:
     said = sh("wg-agent", "status", "-i", INTERFACE).stdout
 
-    assert "1 up, 1 waiting, 0 refused" in said
+    assert all(count in said for count in ("1 up", "1 waiting", "0 refused"))
     assert gateway.staying.sessions[0] in said
     assert gateway.staying.address in gateway.site.guarded()
 

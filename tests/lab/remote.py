@@ -18,6 +18,7 @@ from _pytest.reports import TestReport
 
 from tests.lab.kernel import LabUnavailableError
 from tests.lab.machine import Boot, Guest, booted
+from tests.support import package
 
 # Under emulation everything takes about ten times as long as the suite's own limits allow for.
 TEST_TIMEOUT = 300
@@ -95,6 +96,8 @@ class RemoteRun:
         return TestReport(item.nodeid, item.location, {}, "failed", self._fault, "setup")
 
     def _start(self, config: pytest.Config) -> None:
+        if any(item.get_closest_marker("package") for item in self._items):
+            package.build_both()
         out = config.rootpath / ".cache/lab" / ("systemd" if self._systemd else "plain")
         out.mkdir(parents=True, exist_ok=True)
         reports = out / "reports"
