@@ -206,16 +206,20 @@ def test_purging_leaves_nothing_of_ours(life: Life) -> None:
     for name in ("wg9", "bystander"):
         sh("ip", "link", "add", name, "type", "wireguard")
 
+    files = sh("dpkg", "--listfiles", "wg-agent").stdout.split()
+
     said = dpkg("--purge", "wg-agent")
 
     assert "not empty" not in said
+    # Folders that other packages have, too, stay.
+    assert [file for file in files if "wg-agent" in file and os.path.lexists(file)] == []
     assert set(site.gateway.links()) & {INTERFACE, "wg9", "bystander"} == {"bystander"}
     until(lambda: not Path(f"/proc/{program}").exists(), what="the program's end")
     assert not os.path.lexists(f"/run/wireguard/{INTERFACE}.sock")
     sh("ip", "link", "delete", "bystander")
     assert "wg_agent" not in site.guarded()
     assert [path for path in (ETC, LIB, *STATES) if os.path.lexists(path)] == []
-    names = ["find", "/etc", "/run", "/usr", "/var", "-xdev", "-name", "*wg-agent*"]
+    names = ["find", "/etc", "/run", "/usr/lib", "/var/lib", "-maxdepth", "3", "-name", "*wg-agent*"]
     drop_ins = Path(f"/etc/systemd/system/{UNIT}.d")  # the operator's own
     found = {Path(path) for path in sh(*names).stdout.split()}
     assert {path for path in found if not path.name.startswith("wg-agent-lab")} <= {drop_ins}
