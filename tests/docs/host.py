@@ -8,7 +8,7 @@ from typing import Self
 
 import pyotp
 
-from tests.support.unit import ETC, PROGRAM, UNIT, UNITS, install, sh
+from tests.support.unit import ETC, PROGRAM, UNIT, UNITS, install_from_checkout, sh, uninstall
 
 HOME = Path("/run/newcomer")
 SANDBOX = Path("/usr/bin/wg-agent-sandbox")
@@ -23,7 +23,7 @@ class Host:
         self._printed = ""
 
     def __enter__(self) -> Self:
-        install()
+        install_from_checkout()
         if not SANDBOX.exists():
             SANDBOX.write_text(PROGRAM.read_text().replace("agent.__main__", "agent.sandbox.__main__"))
             SANDBOX.chmod(0o755)
@@ -41,8 +41,8 @@ class Host:
         if Path("/sys/class/net/wg0").exists():
             sh("wg-agent", "purge", "-i", "wg0", "--key", check=False)
         sh("ip", "netns", "delete", "laptop", check=False)
-        sh("rm", "-rf", str(ETC), *_LEFT, str(HOME))
-        sh("systemctl", "daemon-reload")
+        sh("rm", "-rf", str(ETC), *_LEFT, str(HOME), str(SANDBOX))
+        uninstall()
         sh("systemctl", "reset-failed")
 
     def run(self, script: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":

@@ -77,7 +77,8 @@ def test_everything_is_roots_nobody_else_writes_and_the_configurations_folder_is
         assert owner == "root/root"
         assert mode[0] == "l" or (mode[5], mode[8], "s" in mode) == ("-", "-", False), line
     assert modes["./etc/wg-agent/"] == "drwx--x--x"
-    assert modes["./usr/bin/wg-agent"] == "-rwxr-xr-x"
+    for command in ("wg-agent", "wg-agent-sandbox"):
+        assert modes[f"./usr/bin/{command}"] == "-rwxr-xr-x"
     assert {f"./usr/lib/systemd/system/{unit.name}" for unit in (ROOT / "systemd").iterdir()} <= modes.keys()
     assert f"./{LIB}/live/".replace("//", "/") not in modes
 
