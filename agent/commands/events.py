@@ -18,7 +18,7 @@ from rich.text import Text
 
 from agent import clock
 from agent.commands.chosen import choose
-from agent.commands.output import console, print_json, say, shown
+from agent.commands.output import console, print_json, say, shown, signs
 from agent.control import WAIT, ControlClient
 from agent.encoding import parse_time
 from agent.errors import AgentError
@@ -55,7 +55,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     to = console()
     for event in past:
-        to.print(line(event, to.width), soft_wrap=True)
+        to.print(line(event, to, to.width), soft_wrap=True)
     if not past:
         say(
             to,
@@ -80,7 +80,7 @@ def _print(event: Mapping[str, Any], to: Console, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(event) + "\n")
         sys.stdout.flush()
         return
-    to.print(line(event, to.width), soft_wrap=True)
+    to.print(line(event, to, to.width), soft_wrap=True)
     sys.stdout.flush()
 
 
@@ -112,16 +112,17 @@ def _to_come(
             time.sleep(_AGAIN)
 
 
-def line(event: Mapping[str, Any], width: int, *, with_peer: bool = True) -> Text:
+def line(event: Mapping[str, Any], to: Console, width: int, *, with_peer: bool = True) -> Text:
     """One occurrence in one line: time, what, whom, why, session, revision; ``width`` in columns."""
     at = datetime.fromtimestamp(parse_time(event["at"])).astimezone()
     kind = str(event["event"])
+    cut, encoding = signs(to).cut, to.encoding
     text = Text(f"{at:%Y-%m-%d %H:%M:%S}  ")
     text.append(kind.ljust(_KIND_WIDTH), _STYLES.get(kind, "bold"))
     if with_peer and event["public_key"]:
-        key = event["public_key"] if width >= _WIDE else event["public_key"][:8] + "…"
-        text.append("  " + _padded(event["name"] or "-", _NAME_WIDTH), "bold").append(
-            f"  {shown(key)}", "dim"
+        key = event["public_key"] if width >= _WIDE else event["public_key"][:8] + cut
+        text.append("  " + _padded(shown(event["name"] or "-", encoding), cut), "bold").append(
+            f"  {shown(key, encoding)}", "dim"
         )
     for value, before, style in (
         (event["reason"], "", _STYLES.get(kind, "")),
@@ -130,12 +131,11 @@ def line(event: Mapping[str, Any], width: int, *, with_peer: bool = True) -> Tex
         (event["revision"], "revision ", "dim"),
     ):
         if value is not None:
-            text.append("  " + shown(before + str(value)), style)
+            text.append("  " + shown(before + str(value), encoding), style)
     return text
 
 
-def _padded(name: str, width: int) -> str:
-    name = shown(name)
-    while cell_len(name) > width:
-        name = name[:-2] + "…"
-    return name + " " * (width - cell_len(name))
+def _padded(name: str, cut: str) -> str:
+    while cell_len(name) > _NAME_WIDTH:
+        name = name[:-2] + cut
+    return name + " " * (_NAME_WIDTH - cell_len(name))

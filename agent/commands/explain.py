@@ -11,11 +11,11 @@ from rich.text import Text
 
 from agent.commands.chosen import choose
 from agent.commands.events import line
-from agent.commands.output import console, folded, print_json, say, shown
+from agent.commands.output import console, folded, print_json, say, shown, signs
 from agent.control import ControlClient
 from agent.errors import ConfigError
 
-_SIGNS: Final = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
+_SIGNS: Final = {True: ("tick", "green"), False: ("bad", "red"), None: ("info", "dim")}
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def show(document: Mapping[str, Any], to: Console) -> None:
     if more:
         for peer in peers:
             say(to, _title(peer))
-        say(to, f"… and {more} more: say more of the name, or give a key or an address")
+        say(to, f"{signs(to).cut} and {more} more: say more of the name, or give a key or an address")
         return
     for number, peer in enumerate(peers):
         if number:
@@ -56,20 +56,23 @@ def _show_peer(peer: Mapping[str, Any], interface: str, to: Console) -> None:
     there = peer["on_interface"]
     say(to, _title(peer), "bold")
     verdict = f"on {interface}" if there else f"not on {interface}"
+    drawn = signs(to)
     sign, style = _SIGNS[there]
-    _beside(f"{sign} ", f"bold {style}", f"{verdict}: {peer['because']} ({peer['reason']})", to)
+    _beside(
+        f"{getattr(drawn, sign)} ", f"bold {style}", f"{verdict}: {peer['because']} ({peer['reason']})", to
+    )
     if peer["remedy"]:
-        _beside("  → ", "", peer["remedy"], to)
+        _beside(f"  {drawn.arrow} ", "", peer["remedy"], to)
     to.print()
     for fact in peer["facts"]:
         sign, style = _SIGNS[fact["speaks_for"]]
-        _beside(f"  {sign} ", style, fact["fact"], to)
+        _beside(f"  {getattr(drawn, sign)} ", style, fact["fact"], to)
     if peer["events"]:
         to.print()
         for event in peer["events"]:
-            to.print(Text("  ").append_text(line(event, to.width - 2, with_peer=False)), soft_wrap=True)
+            to.print(Text("  ").append_text(line(event, to, to.width - 2, with_peer=False)), soft_wrap=True)
 
 
 def _beside(sign: str, style: str, text: str, to: Console) -> None:
-    for part in folded(to, Text(sign, style), Text(shown(text))):
+    for part in folded(to, Text(sign, style), Text(shown(text, to.encoding))):
         to.print(part)

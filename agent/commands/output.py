@@ -87,8 +87,8 @@ def folded(to: Console, label: Text, text: Text) -> list[Text]:
 
 
 def say(to: Console, text: str, style: str = "") -> None:
-    """Print one line, not folded, with control characters escaped."""
-    to.print(Text(shown(text), style=style), soft_wrap=True)
+    """Print one line, not folded, without what would drive the terminal or what it has no character for."""
+    to.print(Text(shown(text, to.encoding), style=style), soft_wrap=True)
 
 
 def shown(text: str, encoding: str = "utf-8") -> str:

@@ -96,18 +96,29 @@ def test_a_number_of_lines_that_cannot_be_is_a_usage_error(lines: str) -> None:
 def test_on_a_narrow_terminal_keys_are_shortened_to_what_explain_takes(width: int) -> None:
     agent = an_eventful_agent()
     for event in agent.audit.documents(agent.trail.after(0, 9)):
-        text = line(event, width).plain
+        text = line(event, Console(), width).plain
         assert format_key(ALICE) not in text
         assert "\x1b" not in text
         if event["event"] in {"granted", "ended"}:
             assert len(text) <= 100
 
 
+def test_a_line_has_only_characters_that_the_terminal_has() -> None:
+    agent = Agent(names={ALICE: "Zoë with a name of more than twenty characters"})
+    agent.happens(Kind.GRANTED, Subject(ALICE, "s→1"))
+    latin = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="latin-1"), width=80)
+    (event,) = agent.audit.documents(agent.trail.after(0, 9))
+    text = line(event, latin, 80).plain
+    assert text.encode("latin-1").decode("latin-1") == text
+    assert f"Zoë with a name of ~  {format_key(ALICE)[:8]}~  " in text
+    assert r"session s\u21921" in text
+
+
 def test_a_line_has_no_colour_where_there_is_none() -> None:
     agent, written = an_eventful_agent(), io.StringIO()
     console = Console(file=written, no_color=True, width=200, markup=False)
     for event in agent.audit.documents(agent.trail.after(0, 9)):
-        console.print(line(event, 200))
+        console.print(line(event, console, 200))
     assert "\x1b[" not in written.getvalue()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from agent.__main__ import main
 from agent.encoding import format_key
-from tests.commands.parts import ALICE, BOB, Agent, an_agent, write_config
+from tests.commands.parts import ALICE, BOB, Agent, an_agent, wg_agent, write_config
 
 ON = {
     "public_key": format_key(ALICE),
@@ -103,6 +103,20 @@ def test_too_many_are_named_and_not_explained(tmp_path: Path, capsys: pytest.Cap
         rf"bob\x1b[31m  {format_key(BOB)}",
         "… and 17 more: say more of the name, or give a key or an address",
     ]
+
+
+def test_a_terminal_without_the_signs_gets_others(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    with an_agent(path, Agent(explained={"peers": [ON | {"name": "böb → alice"}, OFF]})):
+        done = wg_agent("explain", "-c", path, "alice", env={"PYTHONIOENCODING": "ascii"})
+    assert done.stdout.splitlines()[1:5] == [
+        "+ on wg0: it has a live session (session)",
+        "",
+        "  + core lists it with 10.8.0.5/32",
+        "  . latest handshake 12s ago",
+    ]
+    assert "  -> have core give each prefix" in done.stdout
+    assert done.stdout.startswith("b\\xf6b \\u2192 alice  ")
 
 
 def test_json_is_the_agents_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
