@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from agent.core.stream import Heartbeat, ServerEvent
 from agent.fence import Position
+
+_MOMENT: Final = 10
+"""The most seconds of a Retry-After that are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,13 @@ class Answer:
     def media_type(self) -> str:
         """The Content-Type without its parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def moment(self) -> int | None:
+        """The seconds after which core asks to be asked again (429 or 503), if it will be short."""
+        wait = self.headers.get("retry-after", "")
+        asks = self.status in {429, 503} and wait.isascii() and wait.isdecimal()
+        return int(wait) if asks and int(wait) <= _MOMENT else None
 
     def __str__(self) -> str:
         """What to say of it in one phrase."""

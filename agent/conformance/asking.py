@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -24,8 +23,6 @@ _PROMPT: Final = 5.0
 """Seconds within which a stream says what it has to say at its beginning."""
 _RETRY: Final = 0.3
 _TRIES: Final = 3
-_MOMENT: Final = 10
-"""The most seconds of a Retry-After that are waited for."""
 _KNOWN: Final = 50
 """Listed peers that are reported on."""
 
@@ -46,11 +43,9 @@ class Asker:
             answer = await self.wire.ask(method, path, content, **more)
             self.answers.append(answer)
             tries -= 1
-            wait = answer.headers.get("retry-after", "")
-            asks = answer.status in {429, 503} and wait.isascii() and wait.isdecimal()
-            if not tries or not asks or int(wait) > _MOMENT:
+            if not tries or answer.moment is None:
                 return answer
-            await asyncio.sleep(int(wait))
+            await asyncio.sleep(answer.moment)
 
     async def settle(self, *, has_stream: bool, after: str, seconds: float = 10.0) -> bool:
         """Pull the state, and have the stream come up to it; False if there is no state to be had."""
@@ -102,8 +97,10 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        # Not by awaiting the task: its cancellation could not be told from one of this side.
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
 
 async def until(condition: Callable[[], object], seconds: float = _PROMPT) -> bool:

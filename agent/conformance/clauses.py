@@ -374,12 +374,12 @@ _ERRORS = Section(
     (
         Clause(
             "errors.unknown-path",
-            "A path that the API does not have is 404.",
+            "A path that the API does not have is refused with 4xx or 501, best 404.",
             "no catch-all: a wrong core.url has to be seen as such",
         ),
         Clause(
             "errors.method",
-            "A method that a path does not have is 405 (or 404, 501).",
+            "A method that a path does not have is refused with 4xx or 501, best 405.",
             "take GET for state and changes, POST for the others",
         ),
         Clause(

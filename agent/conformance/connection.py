@@ -7,7 +7,19 @@ from collections.abc import Iterable
 from agent.conformance.answers import Answer
 from agent.conformance.verdicts import Ledger
 
-_NOT_THERE = frozenset({404, 405, 501})
+
+def near_misses(token: str) -> list[str]:
+    """Tokens that are almost this one.
+
+    Not altered at its end: the last character of base64 can have bits that mean nothing. Nor by its
+    case, which hexadecimal digits may have either way.
+    """
+    middle = len(token) // 2
+    other = "B" if token[middle] in "Aa" else "A"
+    found = [token[:middle] + other + token[middle + 1 :]]
+    if len(token) > 8:
+        found.append(token[:-4])
+    return found
 
 
 def judge_reached(answer: Answer, ledger: Ledger) -> bool:
@@ -69,9 +81,13 @@ def judge_running_clock(
 
 def judge_unknown_path(answer: Answer, ledger: Ledger) -> None:
     """A path that is not of the API."""
-    ledger.judged("errors.unknown-path", answer.status in _NOT_THERE, str(answer))
+    ledger.judged("errors.unknown-path", _is_not_served(answer), str(answer))
 
 
 def judge_method(what: str, answer: Answer, ledger: Ledger) -> None:
     """A path asked by the wrong method."""
-    ledger.judged("errors.method", answer.status in _NOT_THERE, f"{what}: {answer}")
+    ledger.judged("errors.method", _is_not_served(answer), f"{what}: {answer}")
+
+
+def _is_not_served(answer: Answer) -> bool:
+    return 400 <= answer.status < 500 or answer.status == 501

@@ -129,4 +129,9 @@ class Follower:
             self._unconfirmed.clear()
             if self.position is not None:
                 body = encode_applied(*self.position, clock.read().wall, ())
-                self.applied.append(await self._wire.ask("POST", "applied", body))
+                answer = await self._wire.ask("POST", "applied", body)
+                if answer.moment is None:
+                    self.applied.append(answer)
+                else:
+                    await asyncio.sleep(max(answer.moment, _RETRY))
+                    self._unconfirmed.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
@@ -19,6 +20,7 @@ from agent.conformance.connection import (
     judge_refusal,
     judge_running_clock,
     judge_unknown_path,
+    near_misses,
 )
 from agent.conformance.exercise import Exercise
 from agent.conformance.history import judge_history
@@ -42,7 +44,8 @@ from agent.fence import Position
 _CLOCK_SPACING: Final = 2.2
 """Seconds between two looks at server_time: more than what whole seconds can hide."""
 _FAR: Final = 1_000_000
-_PATHS: Final = {"state": "GET", "changes": "GET", "applied": "POST", "stats": "POST", "session-ends": "POST"}
+_PATHS: Final = {"state": "GET", "applied": "POST", "stats": "POST", "session-ends": "POST"}
+"""What every core has; whether there are changes to ask for is another question."""
 _WRONG_METHODS: Final = (("POST", "state"), ("GET", "applied"), ("GET", "stats"), ("GET", "session-ends"))
 _QUIET: Final = 2.0
 """Seconds within which a stream from the current position must not send anything that is not new."""
@@ -58,13 +61,14 @@ class Walk:
         self._ledger = ledger
         self._follower = self._asker.follower
         self._token = token
+        self._polled = False
 
     async def run(self, *, watch: float = 0.0, exercise: Exercise | None = None) -> None:
         """Ask everything; ``watch`` is in seconds. Raises ConfigError if the exercise's program fails."""
         first = await self._asker.ask("GET", "state")
         if judge_reached(first, self._ledger):
             reading = read_state(first, self._ledger)
-            await self._authorization(reading.position)
+            await self._authorization(_PATHS, reading.position)
             if reading.position is None:
                 self._skip("", "the state's epoch and revision can't be read")
             else:
@@ -79,6 +83,8 @@ class Walk:
     ) -> None:
         """Everything that takes a position to begin with; no two streams are open at a time."""
         has_stream = await self._open(held)
+        if not self._polled:
+            await self._authorization({"changes": "GET"}, held)
         play = None if exercise is None else Play(self._asker, exercise, has_stream=has_stream)
         # The agent's own way of coming back from another history, and all that needs no change meanwhile.
         async with background(self._follower.run(Position("no-" + held.epoch[:32], held.revision))):
@@ -115,18 +121,15 @@ class Walk:
             if clause.startswith(prefix):
                 self._ledger.skipped(clause, why)
 
-    async def _authorization(self, held: Position | None) -> None:
+    async def _authorization(self, paths: Mapping[str, str], held: Position | None) -> None:
         # Such as core would take with the token, so that nothing but the token decides.
         bodies = {report.path: report.body for report in self._asker.reporter().good() if not report.gzip}
-        altered = self._token[:-1] + ("A" if self._token[-1] != "A" else "B")
-        for path, method in _PATHS.items():
+        wrong = [secrets.token_urlsafe(24), *near_misses(self._token)]
+        tries = [("auth.missing-token", None), *(("auth.wrong-token", f"Bearer {token}") for token in wrong)]
+        for path, method in paths.items():
             content = bodies.get(path)
             headers = {"Last-Event-ID": str(held)} if path == "changes" else {}
-            for clause, value in (
-                ("auth.missing-token", None),
-                ("auth.wrong-token", f"Bearer {secrets.token_urlsafe(24)}"),
-                ("auth.wrong-token", f"Bearer {altered}"),
-            ):
+            for clause, value in tries:
                 answer = await self._asker.ask(
                     method, path, content, headers=headers, authorization=value, read=False
                 )
@@ -139,6 +142,7 @@ class Walk:
         async with self._asker.listening(record):
             await until(lambda: record.head is not None or record.ended is not None, HEARTBEAT)
             if has_no_stream(record):
+                self._polled = True
                 for prefix in ("stream.", "change."):
                     self._skip(prefix, f"core has no stream ({record.head}), and is polled")
                 return False

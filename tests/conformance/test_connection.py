@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from agent.conformance.answers import Answer
@@ -13,6 +15,7 @@ from agent.conformance.connection import (
     judge_refusal,
     judge_running_clock,
     judge_unknown_path,
+    near_misses,
 )
 from agent.conformance.verdicts import Ledger, Mark
 
@@ -58,6 +61,20 @@ def test_a_token_is_refused_as_such(status: int, kept: bool) -> None:
     assert (ledger.mark("auth.wrong-token") is Mark.PASS) is kept
 
 
+@pytest.mark.parametrize("token", ["a", "Bearer-1", "0123456789abcdef", "abc" * 20, "A" * 43, "a.b.c" * 9])
+def test_a_near_miss_is_no_token_for_who_reads_tokens_as_bytes(token: str) -> None:
+    misses = near_misses(token)
+    assert len(set(misses)) == len(misses) == (2 if len(token) > 8 else 1)
+    for miss in misses:
+        assert miss.lower() != token.lower()
+        assert _lenient(miss) != _lenient(token)
+
+
+def _lenient(text: str) -> bytes:
+    """What base64 holds for who does not look at the bits that are too many."""
+    return base64.urlsafe_b64decode(text.replace(".", "") + "==") if len(text) % 4 != 1 else text.encode()
+
+
 @pytest.mark.parametrize(
     ("clause", "answer", "kept"),
     [
@@ -98,9 +115,19 @@ def test_server_time_runs_as_time_does(went_on: float | None, took: float, mark:
 
 
 @pytest.mark.parametrize(
-    ("status", "kept"), [(404, True), (405, True), (501, True), (200, False), (401, False), (500, False)]
+    ("status", "kept"),
+    [
+        (404, True),
+        (405, True),
+        (400, True),
+        (501, True),
+        (200, False),
+        (302, False),
+        (500, False),
+        (0, False),
+    ],
 )
-def test_what_is_not_of_the_api_is_not_there(status: int, kept: bool) -> None:
+def test_what_is_not_of_the_api_is_refused(status: int, kept: bool) -> None:
     ledger = Ledger()
     judge_unknown_path(Answer(status), ledger)
     judge_method("POST state", Answer(status), ledger)

@@ -13,6 +13,7 @@ from agent.conformance.walk import Walk
 from agent.conformance.wire import Wire
 from agent.core.endpoint import TlsFiles
 from agent.sandbox.service import CoreService, make_config
+from tests.conformance.broken import HasNoChanges, served
 from tests.conformance.site import HEARTBEAT, LOCATION, marked, site, walk
 from tests.core.fakes import answer, body, core, run, state, stream
 
@@ -64,6 +65,16 @@ def test_a_core_without_a_stream_is_polled_and_its_sessions_are_judged_all_the_s
         skipped = marked(ledger, Mark.SKIP)
         assert set(skipped) == {name for name in CLAUSES if name.startswith(("stream.", "change."))}
         assert skipped["stream.resume"] == "core has no stream (core answered 404), and is polled"
+
+    asyncio.run(main())
+
+
+def test_a_core_that_has_no_route_for_changes_is_polled_and_asks_for_tokens_all_the_same() -> None:
+    async def main() -> None:
+        async with site() as core, served(HasNoChanges(core)) as polled:
+            ledger = await walk(polled.url, core.service.gateway_token)
+        assert marked(ledger, Mark.FAIL) == {}
+        assert {"auth.missing-token", "auth.wrong-token"} <= set(marked(ledger, Mark.PASS))
 
     asyncio.run(main())
 
