@@ -11,7 +11,9 @@ import asyncio
 import re
 from typing import Final
 
-from agent.commands.output import console, print_json, say
+from rich.console import Console
+
+from agent.commands.output import console, print_json, say, signs
 from agent.conformance import exercise
 from agent.conformance.clauses import SECTIONS
 from agent.conformance.verdicts import Ledger, Mark
@@ -23,11 +25,15 @@ from agent.hardening import forbid_core_dumps
 from agent.keys import check_secret_mode, read_secret_file
 
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
-_SIGNS: Final = {Mark.PASS: ("✓", "green"), Mark.FAIL: ("✗", "red"), Mark.SKIP: ("-", "dim")}
+_STYLES: Final = {Mark.PASS: ("tick", "green"), Mark.FAIL: ("bad", "red"), Mark.SKIP: ("skipped", "dim")}
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Walk, and print what was found; 1 if a clause was broken. Raises ConfigError for wrong usage."""
+    """Walk, and print what was found; 1 if a clause was broken.
+
+    Raises ConfigError for wrong usage, and for an exercise that fails. What was found before that, or
+    before Ctrl-C, is printed first.
+    """
     if arguments.list:
         _list(as_json=arguments.json)
         return 0
@@ -44,14 +50,31 @@ def execute(arguments: argparse.Namespace) -> int:
     token = _read_token(arguments)
     run = None if arguments.exercise is None else exercise.command(arguments.exercise)
     ledger = Ledger([token])
-    asyncio.run(_walk(arguments, token, ledger, run))
-    failed = ledger.failures()
-    if arguments.json:
-        counts = {mark.value: count for mark, count in ledger.counts().items()}
-        print_json({"core": arguments.core, "ok": not failed, **counts, "clauses": ledger.document()})
-    else:
+    complete = False
+    try:
+        asyncio.run(_walk(arguments, token, ledger, run))
+        complete = True
+    finally:
+        if ledger:
+            _print(arguments, ledger, complete=complete)
+    return 1 if ledger.failures() else 0
+
+
+def _print(arguments: argparse.Namespace, ledger: Ledger, *, complete: bool) -> None:
+    if not arguments.json:
         _show(ledger)
-    return 1 if failed else 0
+        return
+    ok = complete and not ledger.failures()
+    counts = {mark.value: count for mark, count in ledger.counts().items()}
+    print_json(
+        {
+            "core": arguments.core,
+            "ok": ok,
+            "complete": complete,
+            **counts,
+            "clauses": ledger.document(),
+        }
+    )
 
 
 async def _walk(
@@ -61,9 +84,16 @@ async def _walk(
         check_secret_mode(arguments.client_key_file, "--client-key-file")
     tls = TlsFiles(arguments.ca_file, arguments.client_cert_file, arguments.client_key_file)
     wire = Wire(arguments.core, token, tls)
+    walk = Walk(wire, token, ledger)
     try:
-        await Walk(wire, token, ledger).run(watch=arguments.watch, exercise=run)
+        await walk.run(watch=arguments.watch, exercise=run)
     finally:
+        if walk.left:
+            aside = Console(stderr=True, markup=False, emoji=False, highlight=False)
+            say(
+                aside,
+                f"wg-agent: core may still list the check's own peers: remove {' and '.join(walk.left)}",
+            )
         await wire.close()
 
 
@@ -94,14 +124,15 @@ def _list(*, as_json: bool) -> None:
 
 def _show(ledger: Ledger) -> None:
     to = console()
+    drawn = signs(to)
     for section in SECTIONS:
         say(to, section.title, "bold")
         for clause in section.clauses:
             mark, seen = ledger.verdict(clause.id)
-            sign, style = _SIGNS[mark]
-            say(to, f"  {sign} {clause.id}: {clause.text}", style)
+            sign, style = _STYLES[mark]
+            say(to, f"  {getattr(drawn, sign)} {clause.id}: {clause.text}", style)
             say(to, f"      {seen}", "dim")
             if mark is Mark.FAIL:
-                say(to, f"      → {clause.remedy}")
+                say(to, f"      {drawn.arrow} {clause.remedy}")
     counts = ledger.counts()
     say(to, f"{counts[Mark.PASS]} passed, {counts[Mark.FAIL]} failed, {counts[Mark.SKIP]} skipped")

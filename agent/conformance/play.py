@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Final
@@ -14,7 +16,7 @@ from agent.conformance.stream import judge_after_resync, judge_resync
 from agent.core.messages import parse_position
 from agent.core.stream import ServerEvent
 from agent.encoding import format_key, parse_public_key
-from agent.errors import InvalidMessage
+from agent.errors import ConfigError, InvalidMessage
 from agent.fence import Position
 from agent.model import PublicKey
 
@@ -36,6 +38,7 @@ class Play:
         self._start: Position | None = None
         self._seen = 0
         self._one, self._other = (format_key(secrets.token_bytes(32)) for _ in range(2))
+        self._listed: set[str] = set()
 
     async def changes(self) -> None:
         """Everything but restarts."""
@@ -65,11 +68,42 @@ class Play:
         await self._restart()
         await self._new_history()
 
+    @property
+    def left(self) -> list[str]:
+        """The play's keys that core may list."""
+        return sorted(self._listed)
+
+    async def undo(self) -> None:
+        """Remove what the play has had core list, however it ended; what can't be removed is ``left``."""
+        # A task of its own: in one that is being cancelled time limits don't work.
+        await asyncio.create_task(self._remove_all())
+
+    async def _remove_all(self) -> None:
+        for key in self.left:
+            with contextlib.suppress(ConfigError):
+                await self._change("remove", key)
+
+    async def _change(self, action: str, *keys: str) -> bool:
+        """Run the program, and keep in mind which keys may be listed; as ``Exercise``."""
+        if action == "upsert":
+            self._listed.update(keys)
+        done = await self._exercise(action, *keys)
+        if action == ("remove" if done else "upsert"):
+            self._listed.difference_update(keys)
+        return done
+
     async def _do(self, action: str, *keys: str, back: float = 10.0) -> bool:
         """Have core make a change, and look at the state and the stream; False if it can't be made."""
         self._follower.history.append(Step(action, keys))
-        if not await self._exercise(action, *keys):
-            if clause := STEPS.get(action):
+        clause = STEPS.get(action)
+        try:
+            done = await self._change(action, *keys)
+        except BaseException:
+            if clause:
+                self._ledger.skipped(clause, f"not reached: {action} did not come to a good end")
+            raise
+        if not done:
+            if clause:
                 self._ledger.skipped(clause, f"{action}: the program can't do that (it ended with {CANNOT})")
             return False
         there = await self._asker.settle(has_stream=self._has_stream, after=action, seconds=back)
@@ -119,7 +153,7 @@ class Play:
         else:
             self._ledger.passed("restart.continues", f"{before}, then {after}")
         # The stream that is open again goes on where the first one ended.
-        if await self._do("upsert", self._one):
+        if self._one not in self._listed and await self._do("upsert", self._one):
             await self._do("remove", self._one)
 
     async def _new_history(self) -> None:

@@ -39,6 +39,10 @@ class Ledger:
         self._found: dict[str, Verdict] = {}
         self._passes: Counter[str] = Counter()
 
+    def __bool__(self) -> bool:
+        """Whether anything was entered."""
+        return bool(self._found)
+
     def passed(self, clause: str, seen: str) -> None:
         """The clause was kept this time."""
         self._passes[clause] += 1
@@ -100,5 +104,5 @@ class Ledger:
         if clause not in CLAUSES:
             raise KeyError(clause)
         for secret in self._secrets:
-            seen = seen.replace(secret, "…")
+            seen = seen.replace(secret, "***")
         return Verdict(mark, seen[:_SHOWN])

@@ -39,6 +39,7 @@ from agent.conformance.stream import (
 )
 from agent.conformance.verdicts import Ledger
 from agent.conformance.wire import Wire
+from agent.errors import AgentError
 from agent.fence import Position
 
 _CLOCK_SPACING: Final = 2.2
@@ -62,9 +63,30 @@ class Walk:
         self._follower = self._asker.follower
         self._token = token
         self._polled = False
+        self._play: Play | None = None
+
+    @property
+    def left(self) -> list[str]:
+        """Public keys of the exercise's that may be listed still, for want of a way to remove them."""
+        return [] if self._play is None else self._play.left
 
     async def run(self, *, watch: float = 0.0, exercise: Exercise | None = None) -> None:
-        """Ask everything; ``watch`` is in seconds. Raises ConfigError if the exercise's program fails."""
+        """Ask everything; ``watch`` is in seconds. Raises ConfigError if the exercise's program fails.
+
+        Also then, and if it is cancelled, the ledger has what was found before, and says of all else
+        that it was not reached.
+        """
+        try:
+            await self._all(watch, exercise)
+        except BaseException as error:
+            why = error.message if isinstance(error, AgentError) else "the check was interrupted"
+            self._skip("", f"not reached: {why}")
+            raise
+        finally:
+            if self._asker.answers:
+                judge_redirects(self._asker.answers, self._ledger)
+
+    async def _all(self, watch: float, exercise: Exercise | None) -> None:
         first = await self._asker.ask("GET", "state")
         if judge_reached(first, self._ledger):
             reading = read_state(first, self._ledger)
@@ -76,7 +98,6 @@ class Walk:
                 await self._from(reading.position, first, reading, watch, exercise)
         else:
             self._skip("", "there is no state to go by")
-        judge_redirects(self._asker.answers, self._ledger)
 
     async def _from(
         self, held: Position, first: Answer, reading: Reading, watch: float, exercise: Exercise | None
@@ -85,7 +106,27 @@ class Walk:
         has_stream = await self._open(held)
         if not self._polled:
             await self._authorization({"changes": "GET"}, held)
-        play = None if exercise is None else Play(self._asker, exercise, has_stream=has_stream)
+        if exercise is not None:
+            self._play = Play(self._asker, exercise, has_stream=has_stream)
+        try:
+            await self._through(first, reading, held, watch, self._play, has_stream=has_stream)
+        finally:
+            self._judge(has_stream)
+            if self._play is not None:
+                await self._play.undo()
+        for clause in _TAKES_CHANGES if exercise is None else ():
+            self._skip(clause, "not seen: it takes changes, made by --exercise or during --watch")
+
+    async def _through(
+        self,
+        first: Answer,
+        reading: Reading,
+        held: Position,
+        watch: float,
+        play: Play | None,
+        *,
+        has_stream: bool,
+    ) -> None:
         # The agent's own way of coming back from another history, and all that needs no change meanwhile.
         async with background(self._follower.run(Position("no-" + held.epoch[:32], held.revision))):
             await self._conditions()
@@ -95,25 +136,24 @@ class Walk:
             if has_stream:
                 await self._other_epoch()
         await self._follower.catch_up()
-        async with background(self._follower.run()):
-            await until(self._is_answered, _QUIET)
-            if play is not None:
-                await play.changes()
-            elif watch:
-                await asyncio.sleep(watch)
-                await self._asker.settle(has_stream=has_stream, after="the watch")
-        # While core is down nothing is accepted.
-        for answer in self._follower.applied:
-            seen = f"a revision of the stream: {answer}"
-            self._ledger.judged("applied.accepted", answer.status == 202, seen)
+        try:
+            async with background(self._follower.run()):
+                await until(self._is_answered, _QUIET)
+                if play is not None:
+                    await play.changes()
+                elif watch:
+                    await asyncio.sleep(watch)
+                    await self._asker.settle(has_stream=has_stream, after="the watch")
+        finally:
+            # Before the restarts: while core is down nothing is accepted.
+            for answer in self._follower.applied:
+                seen = f"a revision of the stream: {answer}"
+                self._ledger.judged("applied.accepted", answer.status == 202, seen)
         if play is not None:
             await play.again()
             await self._follower.catch_up()
             async with background(self._follower.run()):
                 await play.restarts()
-        self._judge(has_stream)
-        for clause in _TAKES_CHANGES if exercise is None else ():
-            self._skip(clause, "not seen: it takes changes, made by --exercise or during --watch")
 
     def _skip(self, prefix: str, why: str) -> None:
         """Say why clauses were not judged, where they were not."""

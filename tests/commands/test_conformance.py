@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
@@ -35,6 +38,11 @@ class Shown:
     def conformance(self, *argv: str) -> subprocess.CompletedProcess[str]:
         url = self.site.service.gateway_url
         return wg_agent("conformance", "--core", url, "--token-file", self.token_file, *argv)
+
+    def devices(self) -> set[str]:
+        """The names of what core lists."""
+        with closing(sqlite3.connect(self.site.service.config.database)) as database:
+            return {name for (name,) in database.execute("SELECT name FROM devices")}
 
     def secrets(self) -> list[str]:
         """The token and every PSK that core has given."""
@@ -91,7 +99,7 @@ def test_json_has_every_clause_with_what_was_seen_and_what_takes_changes_is_skip
 
     assert done.returncode == 0
     document: dict[str, Any] = json.loads(done.stdout)
-    assert document["ok"] is True
+    assert document["ok"] is document["complete"] is True
     clauses = {entry["id"]: entry for entry in document["clauses"]}
     assert list(clauses) == list(CLAUSES)
     skipped = {name for name, entry in clauses.items() if entry["mark"] == "skip"}
@@ -221,8 +229,73 @@ def test_an_exercise_that_fails_is_wrong_usage_and_not_cores_fault(
 ) -> None:
     done = core.conformance("--exercise", program)
 
-    assert (done.returncode, done.stdout) == (2, "")
+    assert done.returncode == 2
     assert said in done.stderr
+    lines = done.stdout.splitlines()
+    assert f"  ✓ state.json: {CLAUSES['state.json'].text}" in lines
+    assert f"  - restart.continues: {CLAUSES['restart.continues'].text}" in lines
+    assert any(line.startswith(f"      not reached: --exercise: {said}") for line in lines)
+    assert "      not reached: upsert did not come to a good end" in lines
+    assert lines[-1].endswith(" skipped")
+    # The program can't be asked to remove what it may have made.
+    assert "wg-agent: core may still list the check's own peers: remove " in done.stderr
+
+
+def test_ctrl_c_shows_what_was_seen_until_then(core: Shown) -> None:
+    url = core.site.service.gateway_url
+    argv = [sys.executable, "-m", "agent", "conformance", "--core", url, "--watch", "600", "--json"]
+    argv += ["--token-file", str(core.token_file)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        # Until the change is in the stream that is being watched.
+        for _ in range(8):
+            subprocess.run([*core.exercise.split(), "location"], check=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+
+    assert (process.returncode, err) == (130, "")
+    document = json.loads(out)
+    assert (document["ok"], document["complete"], document["fail"]) == (False, False, 0)
+    clauses = {entry["id"]: entry for entry in document["clauses"]}
+    assert clauses["state.json"]["mark"] == clauses["change.location-changed"]["mark"] == "pass"
+    assert clauses["change.session-granted"]["seen"] == "not reached: the check was interrupted"
+
+
+def test_ctrl_c_while_the_exercise_runs_takes_its_peers_out_of_core(core: Shown, tmp_path: Path) -> None:
+    program = tmp_path / "slow"
+    program.write_text(f'{core.exercise} "$@" || exit; test $1 != grant || sleep 600\n')
+    before = core.devices()
+    url = core.site.service.gateway_url
+    argv = [sys.executable, "-m", "agent", "conformance", "--core", url, "--exercise", f"sh {program}"]
+    argv += ["--token-file", str(core.token_file)]
+    # A terminal's Ctrl-C is for the program of the exercise as well.
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while core.devices() == before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert core.devices() > before
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "wg-agent: " not in err  # the program may have said that it was interrupted
+    assert f"  ✓ state.json: {CLAUSES['state.json'].text}" in out.splitlines()
+    assert core.devices() == before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_the_signs_gets_others(encoding: str, tmp_path: Path) -> None:
+    argv = ["conformance", "--core", "http://127.0.0.1:1/", "--token-file", _token(tmp_path)]
+    done = wg_agent(*argv, env={"PYTHONIOENCODING": encoding})
+
+    lines = done.stdout.splitlines()
+    assert f"  x connection.reachable: {CLAUSES['connection.reachable'].text}" in lines
+    assert f"  + connection.no-redirects: {CLAUSES['connection.no-redirects'].text}" in lines
+    assert f"      -> {CLAUSES['connection.reachable'].remedy}" in lines
+    assert "\\u" not in done.stdout
 
 
 def test_the_list_asks_nothing(capsys: pytest.CaptureFixture[str]) -> None:

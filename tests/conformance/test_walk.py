@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trustme
 
+from agent.conformance.asking import background
 from agent.conformance.clauses import CLAUSES
+from agent.conformance.history import STEPS
 from agent.conformance.verdicts import Ledger, Mark
 from agent.conformance.walk import Walk
 from agent.conformance.wire import Wire
 from agent.core.endpoint import TlsFiles
+from agent.errors import ConfigError
 from agent.sandbox.service import CoreService, make_config
 from tests.conformance.broken import HasNoChanges, served
-from tests.conformance.site import HEARTBEAT, LOCATION, marked, site, walk
+from tests.conformance.site import HEARTBEAT, LOCATION, Site, marked, site, walk
 from tests.core.fakes import answer, body, core, run, state, stream
 
 
@@ -75,6 +81,108 @@ def test_a_core_that_has_no_route_for_changes_is_polled_and_asks_for_tokens_all_
             ledger = await walk(polled.url, core.service.gateway_token)
         assert marked(ledger, Mark.FAIL) == {}
         assert {"auth.missing-token", "auth.wrong-token"} <= set(marked(ledger, Mark.PASS))
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def stepping(core: Site, ledger: Ledger) -> AsyncIterator[Walk]:
+    wire = Wire(core.service.gateway_url, core.service.gateway_token, TlsFiles())
+    try:
+        yield Walk(wire, core.service.gateway_token, ledger)
+    finally:
+        await wire.close()
+
+
+def test_wherever_an_exercise_fails_nothing_of_it_stays_in_core() -> None:
+    async def fails_at(last: str) -> None:
+        ledger = Ledger()
+        async with site() as core, stepping(core, ledger) as steps:
+
+            async def exercise(action: str, *keys: str) -> bool:
+                done = action != "remove" or last != "remove"
+                done = done and await core(action, *keys)
+                if action == last:
+                    raise ConfigError(f"{last} ended with 1")
+                return done
+
+            before = await core.service.admin.devices("hq")
+            with pytest.raises(ConfigError, match=f"{last} ended with 1"):
+                await steps.run(exercise=exercise)
+            after = await core.service.admin.devices("hq")
+            there = {device["public_key"] for device in after} - {device["public_key"] for device in before}
+            assert set(steps.left) == there
+            assert len(there) == (2 if last == "remove" else 0)
+        assert marked(ledger, Mark.FAIL) == {}
+        assert ledger.mark("state.json") is ledger.mark("applied.accepted") is Mark.PASS
+        assert ledger.verdict("restart.new-epoch").seen == f"not reached: {last} ended with 1"
+
+    async def main() -> None:
+        await asyncio.gather(*(fails_at(action) for action in [*STEPS, "restart"]))
+
+    asyncio.run(main())
+
+
+def test_a_program_that_can_not_remove_is_reported_by_what_it_left() -> None:
+    async def main() -> None:
+        async with site() as core, stepping(core, Ledger()) as steps:
+
+            async def exercise(action: str, *keys: str) -> bool:
+                return action not in {"remove", "new-history"} and await core(action, *keys)
+
+            await steps.run(exercise=exercise)
+            listed = {device["public_key"] for device in await core.service.admin.devices("hq")}
+            assert len(steps.left) == 2
+            assert listed > set(steps.left)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_walk_says_what_it_did_not_reach() -> None:
+    async def main() -> Ledger:
+        ledger = Ledger()
+        async with site() as core, stepping(core, ledger) as steps:
+            reached = asyncio.Event()
+
+            async def exercise(action: str, *keys: str) -> bool:
+                done = await core(action, *keys)
+                if action == "grant":
+                    reached.set()
+                    await asyncio.sleep(600)
+                return done
+
+            before = await core.service.admin.devices("hq")
+            task = asyncio.create_task(steps.run(exercise=exercise))
+            await reached.wait()
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            assert await core.service.admin.devices("hq") == before
+        return ledger
+
+    ledger = asyncio.run(main())
+    assert marked(ledger, Mark.FAIL) == {}
+    assert ledger.mark("change.peer-upserted") is Mark.PASS
+    assert ledger.verdict("restart.continues").seen == "not reached: the check was interrupted"
+
+
+def test_a_cancellation_that_comes_while_something_is_being_ended_is_not_lost() -> None:
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.2)
+
+    async def main() -> None:
+        async def work() -> None:
+            async with background(slow_to_end()):
+                await asyncio.sleep(0.05)
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0.15)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
 
     asyncio.run(main())
 
