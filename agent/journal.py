@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import structlog
 
 from agent.errors import JournalError
 from agent.journalrows import (
@@ -47,6 +48,8 @@ from agent.model import (
 from agent.sessions import Liveness, Session
 from agent.state import Restored
 from agent.traffic import Traffic
+
+_log = structlog.get_logger(__name__)
 
 _VERSION: Final = 3
 _MANY: Final = 1000
@@ -131,6 +134,8 @@ class Journal:
         """Why the journal was read and can't be written, if that is so."""
         self._scratch = scratch
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        """Device and inode of the file that is open."""
 
     def load(self) -> Loaded:
         """Return what the journal holds; one that is corrupt is set aside, and then it holds nothing.
@@ -158,6 +163,7 @@ class Journal:
         if not entry:
             return
         with self._faults():
+            self._put_back()
             connection = self._open()
             with connection:
                 self._write(connection, entry)
@@ -202,7 +208,27 @@ class Journal:
             connection.close()
             raise
         self._connection = connection
+        self._file = _identity(self.path)
         return connection
+
+    def _put_back(self) -> None:
+        """Write the journal out anew where somebody has removed or replaced its file.
+
+        SQLite would go on in the file that has no name any more, and the next process would know nothing.
+        """
+        if self._connection is None or _identity(self.path) == self._file:
+            return
+        with tempfile.TemporaryDirectory(prefix="journal-", dir=self.path.parent) as folder:
+            copy = Path(folder) / self.path.name
+            copy.touch(0o600)
+            self._connection.execute("VACUUM INTO ?", (str(copy),))
+            with copy.open("rb") as written:
+                os.fsync(written.fileno())
+            self.close()
+            for suffix in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            copy.replace(self.path)
+        _log.warning("the journal's file was removed or replaced: it is written anew", path=str(self.path))
 
     def _load_copy(self, fault: JournalError) -> Loaded:
         """Read a copy, since SQLite needs room beside the file even to read it; or raise ``fault``.
@@ -315,6 +341,14 @@ class Journal:
             many("DELETE FROM ended WHERE id = ?", ((id_,) for id_ in entry.forgotten))
         if entry.reported:
             many("DELETE FROM unreported_ends WHERE id = ?", ((id_,) for id_ in entry.reported))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_corruption(cause: BaseException | None) -> bool:

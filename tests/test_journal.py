@@ -525,6 +525,31 @@ def test_a_garbled_page_is_never_fatal(tmp_path: Path, page: int) -> None:
     journal.close()
 
 
+@pytest.mark.parametrize("gone", ["the file", "all files", "replaced"])
+def test_a_journal_whose_file_is_taken_away_is_written_anew_with_all_that_it_held(
+    tmp_path: Path, gone: str
+) -> None:
+    journal = Journal(tmp_path, "boot")
+    journal.load()
+    journal.write(Entry(sessions=[(session(1), None)], ends=[(end(2), 1.0)]))
+    journal.write(Entry(sessions=[(session(3), None)]))
+    if gone == "replaced":
+        (tmp_path / "other").mkdir()
+        written(tmp_path / "other", Entry(sessions=[(session(9), None)]))
+        (tmp_path / "other" / "journal.sqlite").replace(journal.path)
+    else:
+        for file in [journal.path] if gone == "the file" else list(tmp_path.glob("journal.sqlite*")):
+            file.unlink()
+    journal.write(Entry(probe=True))
+    journal.write(Entry(sessions=[(session(4), None)]))
+    journal.close()
+    loaded = Journal(tmp_path, "boot").load()
+    assert sorted(held.id for held, _ in loaded.restored.sessions) == ["s1", "s3", "s4"]
+    assert (dict(loaded.restored.ended), [one.session_id for one in loaded.ends]) == ({"s2": 1.0}, ["s2"])
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.glob("journal.sqlite*")} == {0o600}
+    assert not list(tmp_path.glob("journal-*"))
+
+
 def test_a_file_that_was_cut_to_nothing_is_begun_anew(tmp_path: Path) -> None:
     written(tmp_path, FILLED)
     (tmp_path / "journal.sqlite").write_bytes(b"")
