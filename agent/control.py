@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -41,6 +41,7 @@ EVENTS: Final = 1000
 """Occurrences in one answer at most."""
 WAIT: Final = 25.0
 """Seconds that one request may wait for an occurrence: less than an answer may take."""
+_SLICE: Final = 1000  # peers of a status encoded at a time
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -95,7 +96,7 @@ def control_app(operator: Operator) -> ASGIApp:
     """Return the app over the operator's port."""
 
     async def status(request: Request) -> Response:
-        return _json(operator.status())
+        return StreamingResponse(_in_slices(await operator.status()), media_type="application/json")
 
     async def plan(request: Request) -> Response:
         return _json(await operator.plan())
@@ -280,6 +281,22 @@ def _parse_end(body: bytes) -> list[PublicKey] | None:
 
 def _json(document: dict[str, Any]) -> Response:
     return Response(_ENCODER.encode(document), media_type="application/json")
+
+
+async def _in_slices(document: dict[str, Any]) -> AsyncIterator[bytes]:
+    """The JSON of a status. It takes the document apart: to let go of many peers at once takes as long.
+
+    A thread would not do: the encoder keeps all others waiting until it is done.
+    """
+    peers = document.pop("peers")
+    yield _ENCODER.encode(document)[:-1] + b',"peers":['
+    comma = b""
+    while peers:
+        yield comma + _ENCODER.encode(peers[:_SLICE])[1:-1]
+        comma = b","
+        del peers[:_SLICE]
+        await asyncio.sleep(0)
+    yield b"]}"
 
 
 def _fault(status_code: int, error: str, hint: str) -> Response:

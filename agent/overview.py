@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Literal
+
+from msgspec import UNSET, Struct, UnsetType
 
 from agent.encoding import format_key, format_time
 from agent.metrics import PeerSeries
-from agent.model import Now, ObservedDevice, PresharedKey, PublicKey, Refusal, UnreadablePeer
+from agent.model import Now, ObservedDevice, PresharedKey, PublicKey, Refusal
 from agent.plan import CUT, Held, Mirror, describe, make_plan
 from agent.state import State
 
 PeerState = Literal["up", "waiting", "refused"]
+
+_SLICE: Final = 1000
+"""Peers described at a time: some milliseconds, for which a revocation waits."""
 
 
 def peer_state(state: State, mirror: Mirror, key: PublicKey) -> PeerState:
@@ -28,69 +34,95 @@ def moment(boot: float | None, now: Now) -> str | None:
     return None if boot is None else format_time(now.wall - now.boot + boot)
 
 
-def status(state: State, mirror: Mirror, now: Now, about: Mapping[str, Any]) -> dict[str, Any]:
+async def status(
+    state: State, mirror: Mirror, read_clock: Callable[[], Now], about: Mapping[str, Any]
+) -> dict[str, Any]:
     """The document of ``wg-agent status --json``; ``about`` is what the daemon adds about itself.
 
     ``session_life`` is what ``time_left`` counts down from, in seconds. ``rx_rate`` and ``tx_rate`` are in
     bytes a second between the last two looks at the interface; None before there were two.
+
+    It is taken a slice at a time, and between these the state may move. The peers are exactly core's list at
+    the end: who has gone is left out, who came is there. All else but the peers is of the beginning: a peer
+    is shown as it was at ``revision``, or later.
     """
-    roster, sessions, book = state.roster, state.sessions, state.traffic
-    peers = []
-    for key, peer in roster.peers.items():
-        session, traffic, rates = sessions.get(key), book.get(key), book.rates(key)
-        entry: dict[str, Any] = {
-            "public_key": format_key(key),
-            "name": peer.name,
-            "state": peer_state(state, mirror, key),
-            "allowed_ips": [str(prefix) for prefix in peer.allowed_ips],
-            "session_id": None if session is None else session.id,
-            "expires_at": None if session is None else format_time(session.ends_at),
-            "granted_at": None if session is None else format_time(session.granted_at),
-            "session_life": None if session is None else round(session.ends_at - session.granted_at, 3),
-            "time_left": None if session is None else round(max(0.0, session.deadline.remaining(now)), 3),
-            "latest_handshake": format_time(traffic.latest_handshake) if traffic.latest_handshake else None,
-            "endpoint": None if traffic.endpoint is None else str(traffic.endpoint),
-            "rx_bytes": traffic.rx_bytes,
-            "tx_bytes": traffic.tx_bytes,
-            "rx_rate": rates and round(rates[0], 1),
-            "tx_rate": rates and round(rates[1], 1),
-            "mfa_exempt": peer.mfa_exempt,
-        }
-        if key in roster.refused:
-            entry["reason"] = roster.refused[key].value
-        peers.append(entry)
-    return {
+    document = {
         **about,
         "epoch": state.epoch,
         "revision": None if state.epoch is None else state.revision,
         "mfa_required": None if state.location is None else state.location.mfa_required,
         "location": None if state.location is None else state.location.name,
-        "observed_at": moment(state.traffic.looked_at, now),
-        "peers": [*peers, *map(_unreadable, roster.unreadable)],
+        "observed_at": moment(state.traffic.looked_at, read_clock()),
     }
+    rows: dict[PublicKey, _Row] = {}
+    todo = list(state.roster.peers)
+    while todo:
+        for start in range(0, len(todo), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            rows.update(_listed(state, mirror, read_clock(), todo[start : start + _SLICE]))
+        todo = [key for key in state.roster.peers if key not in rows]
+    roster = state.roster
+    peers = [row for key, row in rows.items() if key in roster.peers]
+    unreadable = (
+        _Row(peer.public_key, peer.name, "refused", reason=peer.reason) for peer in roster.unreadable
+    )
+    return {**document, "peers": [*peers, *unreadable]}
 
 
-def _unreadable(peer: UnreadablePeer) -> dict[str, Any]:
-    """An entry of core's list whose key can't be read; it is shown as core wrote it."""
-    return {
-        "public_key": peer.public_key,
-        "name": peer.name,
-        "state": "refused",
-        "allowed_ips": [],
-        "session_id": None,
-        "expires_at": None,
-        "granted_at": None,
-        "session_life": None,
-        "time_left": None,
-        "latest_handshake": None,
-        "endpoint": None,
-        "rx_bytes": 0,
-        "tx_bytes": 0,
-        "rx_rate": None,
-        "tx_rate": None,
-        "mfa_exempt": False,
-        "reason": peer.reason.value,
-    }
+class _Row(Struct, gc=False):
+    """A peer in the status. Of dicts the garbage collector would look through a hundred thousand at once."""
+
+    public_key: str
+    """As core wrote it, where it can't be read."""
+    name: str
+    state: PeerState
+    allowed_ips: tuple[str, ...] = ()
+    session_id: str | None = None
+    expires_at: str | None = None
+    granted_at: str | None = None
+    session_life: float | None = None
+    time_left: float | None = None
+    latest_handshake: str | None = None
+    endpoint: str | None = None
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    rx_rate: float | None = None
+    tx_rate: float | None = None
+    mfa_exempt: bool = False
+    reason: Refusal | UnsetType = UNSET
+
+
+def _listed(
+    state: State, mirror: Mirror, now: Now, keys: Iterable[PublicKey]
+) -> Iterator[tuple[PublicKey, _Row]]:
+    """The rows of those that are listed."""
+    roster, sessions, book = state.roster, state.sessions, state.traffic
+    for key in keys:
+        peer = roster.peers.get(key)
+        if peer is None:
+            continue
+        session, traffic, rates = sessions.get(key), book.get(key), book.rates(key)
+        row = _Row(
+            format_key(key),
+            peer.name,
+            peer_state(state, mirror, key),
+            tuple(map(str, peer.allowed_ips)),
+            latest_handshake=format_time(traffic.latest_handshake) if traffic.latest_handshake else None,
+            endpoint=None if traffic.endpoint is None else str(traffic.endpoint),
+            rx_bytes=traffic.rx_bytes,
+            tx_bytes=traffic.tx_bytes,
+            rx_rate=rates and round(rates[0], 1),
+            tx_rate=rates and round(rates[1], 1),
+            mfa_exempt=peer.mfa_exempt,
+            reason=roster.refused.get(key, UNSET),
+        )
+        if session is not None:
+            row.session_id = session.id
+            row.expires_at, row.granted_at = format_time(session.ends_at), format_time(session.granted_at)
+            row.session_life = round(session.ends_at - session.granted_at, 3)
+            row.time_left = round(max(0.0, session.deadline.remaining(now)), 3)
+        yield key, row
 
 
 def peer_series(state: State) -> tuple[PeerSeries, ...]:

@@ -263,8 +263,8 @@ class AccessRules(Protocol):
 class Operator(Protocol):
     """What the operator's socket can ask of the daemon; answers are JSON-ready."""
 
-    def status(self) -> dict[str, Any]:
-        """The document of ``wg-agent status --json``."""
+    async def status(self) -> dict[str, Any]:
+        """The document of ``wg-agent status --json``, made for this caller, who may take it apart."""
 
     async def plan(self) -> dict[str, Any]:
         """Read the interface and return what a reconcile would change now, changing nothing."""

@@ -252,7 +252,7 @@ class Reconciler:
 
     # Operator.
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """The document of ``wg-agent status --json``."""
         now = self._clock()
         about = {
@@ -271,7 +271,7 @@ class Reconciler:
             "guard_error": "" if self._warden is None else self._warden.fault,
             "reap_backlog": len(self.writer.to_reap),
         }
-        return overview.status(self.state, self.writer.mirror, now, about)
+        return await overview.status(self.state, self.writer.mirror, self._clock, about)
 
     def explain(self, what: str) -> dict[str, Any]:
         """Why the peers that ``what`` names are on the interface or not."""

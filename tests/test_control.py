@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ class Daemon:
     def __init__(self) -> None:
         self.ended: list[Sequence[PublicKey] | None] = []
         self.waiting = 0
+        self.listed: Sequence[str] = ()
 
-    def status(self) -> dict[str, Any]:
-        return {"interface": "wg0", "peers": []}
+    async def status(self) -> dict[str, Any]:
+        return {"interface": "wg0", "peers": [{"name": name} for name in self.listed]}
 
     async def plan(self) -> dict[str, Any]:
         raise DeviceError("wg0 is gone", "see dmesg")
@@ -97,6 +99,40 @@ def test_a_client_waits_where_the_queue_is_full_and_says_so_if_it_stays_full(pat
 
 def test_status_is_the_daemons_document(path: Path) -> None:
     assert asked(path, ControlClient(path).status) == {"interface": "wg0", "peers": []}
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 1001, 3500])
+def test_of_many_peers_each_is_in_the_status_once_and_in_order(path: Path, count: int) -> None:
+    daemon = Daemon()
+    daemon.listed = [f"peer {number}" for number in range(count)]
+
+    document = asked(path, ControlClient(path).status, daemon)
+
+    assert [peer["name"] for peer in document["peers"]] == daemon.listed
+
+
+def test_while_a_long_status_is_written_others_have_their_turn(path: Path) -> None:
+    daemon, turns, seen = Daemon(), itertools.count(), []
+    daemon.listed = [f"peer {number}" for number in range(5000)]
+
+    async def others() -> None:
+        while True:
+            next(turns)
+            await asyncio.sleep(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            seen.append(next(turns))
+
+    async def main() -> None:
+        beside = asyncio.create_task(others())
+        scope = {"type": "http", "method": "GET", "path": "/status", "query_string": b"", "headers": []}
+        await control_app(daemon)(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+        beside.cancel()
+
+    asyncio.run(main())
+    assert len(seen) >= 5
+    assert all(later > earlier + 1 for earlier, later in itertools.pairwise(seen[1:-1]))
 
 
 def test_explain_takes_any_text(path: Path) -> None:

@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from typing import Any
 
+import msgspec
 import pytest
 
+from agent import overview
 from agent.encoding import format_key
-from agent.model import CutPeer, Endpoint, Refusal, SessionPolicy, UnreadablePeer
-from agent.overview import counts, moment, peer_series, peer_state, plan, status
+from agent.model import (
+    CutPeer,
+    Endpoint,
+    Now,
+    PeerRemoved,
+    PeerUpserted,
+    Refusal,
+    SessionPolicy,
+    UnreadablePeer,
+)
+from agent.overview import counts, moment, peer_series, peer_state, plan
 from agent.plan import Mirror, make_plan
 from agent.state import State
 from tests.support.builders import (
@@ -34,6 +47,12 @@ def held(*peers: object, **members: object) -> tuple[State, Mirror]:
         mirror.acknowledge(operation, done.tenures.get(operation.public_key, 0))
     state.dirty.clear()
     return state, mirror
+
+
+def status(state: State, mirror: Mirror, now: Now, about: dict[str, Any]) -> dict[str, Any]:
+    document = asyncio.run(overview.status(state, mirror, lambda: now, about))
+    made: dict[str, Any] = msgspec.to_builtins(document)
+    return made
 
 
 HOME = Endpoint(b"\xcb\x00\x71\x09", 51000)
@@ -92,6 +111,33 @@ def test_status_shows_exactly_cores_list() -> None:
     assert (bob["state"], bob["session_id"], bob["latest_handshake"]) == ("waiting", None, None)
     assert (carol["state"], carol["reason"]) == ("refused", "prefix_claimed")
     assert router["mfa_exempt"] is True
+
+
+def test_a_long_status_lets_others_work_and_is_cores_list_as_it_is_then() -> None:
+    many = [peer(n, f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", name=f"p{n}") for n in range(1, 3500)]
+    state, mirror = held(*many)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            if turns == 2:
+                for body in (PeerRemoved(key(1)), PeerRemoved(key(3000))):
+                    state.change(body, NOW)
+                state.change(PeerUpserted(peer(4000, "10.99.0.1", name="new")), NOW)
+            await asyncio.sleep(0)
+
+    async def main() -> dict[str, Any]:
+        beside = asyncio.create_task(others())
+        try:
+            return await overview.status(state, mirror, lambda: NOW, {})
+        finally:
+            beside.cancel()
+
+    names = [row.name for row in asyncio.run(main())["peers"]]
+    assert turns >= 3
+    assert names == [p.name for p in many if p.public_key not in {key(1), key(3000)}] + ["new"]
 
 
 def test_rates_come_with_the_second_look() -> None:

@@ -66,7 +66,7 @@ def _some_peer(number: int, rng: random.Random) -> dict[str, Any]:
 
 
 def document(peers: Sequence[dict[str, Any]], **about: Any) -> dict[str, Any]:
-    return Agent(peers, about).status()
+    return Agent(peers, about).document()
 
 
 def terminal(width: int, height: int = 50, *, encoding: str = "utf-8", colours: bool = True) -> Console:

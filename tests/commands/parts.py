@@ -121,8 +121,11 @@ class Agent:
     names: dict[PublicKey, str] = field(default_factory=dict)
     audit: Audit = field(default_factory=lambda: Audit(State(), clock.read))
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         self.asked.append("status")
+        return self.document()
+
+    def document(self) -> dict[str, Any]:
         return {
             "interface": "wg0",
             "core_connected": True,
@@ -144,7 +147,7 @@ class Agent:
             "mfa_required": True,
             "location": "hq",
             **self.about,
-            "peers": self.peers,
+            "peers": list(self.peers),
         }
 
     async def plan(self) -> dict[str, Any]:

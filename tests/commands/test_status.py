@@ -37,7 +37,7 @@ def line_with(text: str, word: str) -> str:
 def test_json_is_the_agents_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     agent = Agent([peer(ALICE)])
 
-    assert json.loads(shown(tmp_path, agent, capsys, "--json")) == agent.status()
+    assert json.loads(shown(tmp_path, agent, capsys, "--json")) == agent.document()
 
 
 def test_a_pipe_gets_a_line_for_each_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_json_has_the_chosen_peers_only(tmp_path: Path, capsys: pytest.CaptureFi
 
     text = shown(tmp_path, agent, capsys, "--json", "--sort", "left", "10.8.0.0/24")
 
-    assert json.loads(text) == {**agent.status(), "peers": [PEERS[1], PEERS[0]]}
+    assert json.loads(text) == {**agent.document(), "peers": [PEERS[1], PEERS[0]]}
 
 
 @pytest.mark.parametrize("argv", [("carol",), ("carol", "--json"), ("carol", "--watch"), ("10.8.0.77",)])

@@ -23,7 +23,7 @@ def test_a_session_that_cannot_be_journalled_is_not_admitted(world: World) -> No
         assert outcome.verdict is Verdict.APPLIED
         assert [r.reason for r in outcome.refused] == ["not_journalled"]
         assert world.on_interface() == {key(1): psk(1), key(3): None}
-        assert agent.reconciler.status()["journal_ok"] is False
+        assert (await agent.reconciler.status())["journal_ok"] is False
 
     with_agent(world, scenario)
 
@@ -40,7 +40,7 @@ def test_it_is_admitted_once_the_journal_works_again(world: World) -> None:
         await agent.tick()
         assert world.on_interface() == {key(1): psk(1)}
         assert (await agent.acknowledge()).refused == ()
-        assert agent.reconciler.status()["journal_ok"] is True
+        assert (await agent.reconciler.status())["journal_ok"] is True
 
     async def after(agent: Agent, core: Core) -> None:
         assert world.on_interface() == {key(1): psk(1)}

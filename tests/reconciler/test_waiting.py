@@ -186,7 +186,7 @@ def test_a_disk_that_hangs_is_given_up_and_what_ended_is_journalled_once_it_answ
             await agent.tick()
             assert world.on_interface() == {}
             assert agent.ends() == {}
-        while not agent.reconciler.status()["journal_ok"]:
+        while not (await agent.reconciler.status())["journal_ok"]:
             await agent.tick()
         assert world.on_interface() == {key(3): psk(3)}
         assert agent.ends() == {"s1": "expired", "s2": "revoked"}
