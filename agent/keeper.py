@@ -273,6 +273,11 @@ class Keeper:
         """Whether the interface is up, as far as is known."""
         return self._up
 
+    @property
+    def may_be_up(self) -> bool:
+        """Whether it was found, and is left as it is while nobody has said what it should be like."""
+        return not (self._up or self._knows_settings)
+
     def late(self) -> set[PublicKey]:
         """Who has to go and is still on the interface."""
         return self.stuck | self._due()

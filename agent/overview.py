@@ -175,6 +175,7 @@ def plan(interface: str, state: State, mirror: Mirror, device: ObservedDevice, n
         )
     return {
         "interface": interface,
+        "epoch": state.epoch,
         "operations": described,
         "drift": [
             {
@@ -206,7 +207,7 @@ def _psk(held: Held | None) -> PresharedKey | None:
 def _why_off(state: State, key: PublicKey) -> str:
     """Why a peer is not to be on the interface."""
     if key not in state.roster.peers:
-        return "not listed by core"
+        return "not listed by core" if state.epoch is not None else "core has not been heard yet"
     refusal = state.roster.refused.get(key)
     return "no live session" if refusal is None else f"refused: {refusal}"
 

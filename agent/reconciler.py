@@ -253,13 +253,13 @@ class Reconciler:
     # Operator.
 
     async def status(self) -> dict[str, Any]:
-        """The document of ``wg-agent status --json``."""
+        """The document of ``wg-agent status --json``; ``link_up`` is None while nobody knows."""
         now = self._clock()
         about = {
             "interface": self._interface,
             "version": __version__,
             "started_at": overview.moment(self._born, now),
-            "link_up": self.up,
+            "link_up": None if self._keeper.may_be_up else self.up,
             "core_connected": self.core_connected,
             "core_error": self.core_error,
             "core_since": overview.moment(self._core_since, now),

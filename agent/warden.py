@@ -74,6 +74,8 @@ class Warden:
         self._up = False
         self._left_over = False
         """Whether there may be a table of an earlier life that was not taken over."""
+        self._unread = False
+        """Whether that is not known, since it could not be read."""
         self._held: dict[PublicKey, _Held] = {}
         self._owner: dict[Prefix, PublicKey] = {}
         self._untidy = False
@@ -119,11 +121,19 @@ class Warden:
         return "admitted" if lets else "barred"
 
     @property
-    def condition(self) -> Literal["in_force", "missing", "not_needed"]:
-        """How things stand with the table, as far as is known."""
+    def condition(self) -> Literal["in_force", "missing", "left_over", "unknown", "not_needed"]:
+        """How things stand with the table, as far as is known.
+
+        ``left_over``: the table of an earlier life is still there, and lets nobody through for longer than it
+        did then. ``unknown``: whether there is to be one, or whether there is one, nobody has said yet.
+        """
         if self._up:
             return "in_force"
-        return "missing" if self.needed else "not_needed"
+        if self.needed:
+            return "missing"
+        if self._left_over:
+            return "unknown" if self._unread else "left_over"
+        return "unknown" if self._state.location is None else "not_needed"
 
     async def start(self) -> GuardContents | None:
         """See whether an earlier life has left a table, and return what it holds.
@@ -134,7 +144,7 @@ class Warden:
             contents = await self._ask(self._guard.read())
         except GuardError as error:
             _log.warning("the guard can't be read", error=str(error))
-            self._left_over = self._untidy = True
+            self._left_over = self._untidy = self._unread = True
             return None
         self._left_over = self._untidy = contents is not None
         return contents

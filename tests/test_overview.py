@@ -259,6 +259,15 @@ def test_another_psk_in_a_plan_is_told_as_a_change_only() -> None:
     assert added["preshared_key_changes"] is True
 
 
+def test_before_the_first_state_a_plan_does_not_say_that_core_does_not_list_a_peer() -> None:
+    state, mirror = State(own_key=OWN_KEY), Mirror()
+    mirror.find(device(observed(1)))
+    state.adopt(device(observed(1)), {key(1): 5.0}, NOW)
+    document = plan("wg0", state, mirror, device(observed(1)), after(10))
+    assert document["epoch"] is None
+    assert [entry["why"] for entry in document["operations"]] == ["core has not been heard yet"]
+
+
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_the_plan_is_of_this_moment(seconds: float) -> None:
     state, mirror = held(*ALL)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.commands.chosen import choose
+from agent.commands.health import UNHEARD
 from agent.commands.output import console, print_json, say
 from agent.control import ControlClient
 from agent.encoding import format_key, parse_key
@@ -20,11 +21,11 @@ def execute(arguments: argparse.Namespace) -> int:
         raise ConfigError("say whose sessions are to end", "wg-agent end KEY …, or wg-agent end --all")
     keys = [_key(text) for text in dict.fromkeys(arguments.keys)]
     client = ControlClient(choose(arguments).load().control_socket)
-    document = _end_all(client) if arguments.all else _end(client, keys)
+    document, heard = (_end_all(client), True) if arguments.all else _end(client, keys)
     if arguments.json:
         print_json(document)
     else:
-        _show(document)
+        _show(document, "core lists no peer" if heard else f"{UNHEARD}, and nobody knows a peer")
     return 1 if document["unknown"] else 0
 
 
@@ -41,26 +42,29 @@ def _end_all(client: ControlClient) -> dict[str, Any]:
     return {"ended": client.end(None)["ended"], "without_session": [], "unknown": []}
 
 
-def _end(client: ControlClient, keys: Sequence[PublicKey]) -> dict[str, Any]:
+def _end(client: ControlClient, keys: Sequence[PublicKey]) -> tuple[dict[str, Any], bool]:
+    """What came of it, and whether it is known whom core lists."""
     # The all-zero key is nobody's, and the agent takes it for a malformed one.
     asked = [key for key in keys if any(key)]
     ended: list[str] = client.end(asked)["ended"] if asked else []
     left = [text for key in keys if (text := format_key(key)) not in ended]
-    listed = {peer["public_key"] for peer in client.status()["peers"]} if left else set()
-    return {
+    status: dict[str, Any] = client.status() if left else {"epoch": "", "peers": ()}
+    listed = {peer["public_key"] for peer in status["peers"]}
+    document = {
         "ended": ended,
         "without_session": [text for text in left if text in listed],
         "unknown": [text for text in left if text not in listed],
     }
+    return document, status["epoch"] is not None
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(document: dict[str, Any], nobody: str) -> None:
     to = console()
     for text in document["ended"]:
         say(to, f"ended: {text}")
     for text in document["without_session"]:
         say(to, f"had no session: {text}")
     for text in document["unknown"]:
-        say(to, f"core lists no peer with this key: {text}", "red")
+        say(to, f"{nobody} with this key: {text}", "red")
     if not any(document.values()):
         say(to, "there was no session to end")

@@ -19,9 +19,14 @@ _STYLES: Final = {"good": "green", "waiting": "yellow", "bad": "red"}
 _GUARD: Final[Mapping[str, tuple[_Mark, str]]] = {
     "in_force": ("good", "in force: the kernel itself ends sessions on time"),
     "not_needed": ("waiting", "not needed: no peer has to have a session"),
+    "left_over": ("waiting", "left over: the table of an earlier start goes on ending sessions on time"),
+    "unknown": ("waiting", "not known yet whether it is needed, or there"),
     "none": ("waiting", "none"),
     "missing": ("bad", "not in force"),
 }
+
+UNHEARD: Final = "core has not been heard yet"
+"""Instead of what only core can say."""
 
 
 class _Fact(NamedTuple):
@@ -49,6 +54,8 @@ def head(document: Mapping[str, Any], wall: float, to: Console) -> list[Text]:
 
 
 def _counts(document: Mapping[str, Any], to: Console) -> Text:
+    if document["epoch"] is None and not document["peers"]:
+        return Text(UNHEARD)
     held = Counter(peer["state"] for peer in document["peers"])
     line = Text()
     for state in STATES:
@@ -70,7 +77,10 @@ def _interface(document: Mapping[str, Any]) -> Iterator[_Fact]:
         mfa = "requires MFA" if document["mfa_required"] else "does not require MFA"
         about = f", location {document.get('location') or '(no name)'} {mfa}"
     up = document.get("link_up", True)
-    yield _Fact(name, "good" if up else "bad", ("up" if up else "down") + about)
+    if up is None:
+        yield _Fact(name, "waiting", "left as it was found until core is heard" + about)
+    else:
+        yield _Fact(name, "good" if up else "bad", ("up" if up else "down") + about)
     if document.get("device_error"):
         yield _Fact(name, "bad", document["device_error"])
 
@@ -90,7 +100,7 @@ def _core(document: Mapping[str, Any], wall: float) -> Iterator[_Fact]:
     else:
         text += f", epoch {document['epoch']} revision {document['revision']}"
     if document.get("synced_at"):
-        text += f", last change {_ago(document['synced_at'], wall)} ago"
+        text += f", last update {_ago(document['synced_at'], wall)} ago"
     yield _Fact("core", mark, text)
     if document.get("core_error"):
         yield _Fact("core", "bad", document["core_error"])

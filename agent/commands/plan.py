@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from agent.commands.chosen import choose
-from agent.commands.output import Signs, console, folded, print_json, print_lines, shown, signs
+from agent.commands.health import UNHEARD
+from agent.commands.output import console, folded, print_json, print_lines, shown, signs
 from agent.control import ControlClient
 
 _VERBS: Final = {
@@ -45,7 +46,7 @@ def report(document: Mapping[str, Any], to: Console) -> list[Text]:
         lines.append(Text())
     if document["drift"]:
         lines += [*_drift(document, to), Text()]
-    return [*lines, _summary(document["interface"], Counter(verb for verb, _ in steps))]
+    return [*lines, _summary(document, Counter(verb for verb, _ in steps))]
 
 
 def _steps(operations: Sequence[_Entry]) -> Iterator[tuple[str, _Entry]]:
@@ -75,12 +76,11 @@ def _lines(verb: str, entry: _Entry, to: Console) -> list[Text]:
         Text.assemble((name, f"bold {style}"), (f"  {shown(entry['public_key'], to.encoding)}", style)),
     )
     if verb == "replace":
-        lines += _detail("replaced", "removed and added, so that the old session's keys are void", to)
+        lines += _detail("replaced", "removed and added, so that the keys it has negotiated are void", to)
     if entry["why"]:
         lines += _detail("why", entry["why"], to)
-    drawn = signs(to)
     before, after = entry["before"] or {}, entry["after"] or {}
-    lines += _value("allowed ips", _ips(before, drawn), _ips(after, drawn), verb, to)
+    lines += _value("allowed ips", _ips(before), _ips(after), verb, to)
     if verb != "remove":
         keepalives = [side.get("persistent_keepalive", 0) for side in (before, after)]
         if verb == "change" and keepalives[0] != keepalives[1]:
@@ -94,7 +94,7 @@ def _lines(verb: str, entry: _Entry, to: Console) -> list[Text]:
     return lines
 
 
-def _ips(side: _Entry, drawn: Signs) -> str:
+def _ips(side: _Entry) -> str:
     return ", ".join(side.get("allowed_ips", ())) or "none"
 
 
@@ -133,8 +133,12 @@ def _drift(document: Mapping[str, Any], to: Console) -> Iterator[Text]:
         yield from folded(to, sign, text)
 
 
-def _summary(interface: str, steps: Counter[str]) -> Text:
+def _summary(document: Mapping[str, Any], steps: Counter[str]) -> Text:
+    # Of the link's settings and the guard a plan knows nothing.
+    interface = document["interface"]
+    if document.get("epoch", "") is None:
+        interface += f": {UNHEARD}"
     if not steps:
-        return Text(f"{interface}: nothing to do, it is as it should be", style="bold green")
+        return Text(f"{interface}: nothing would change of its peers", style="bold green")
     counts = ", ".join(f"{steps[verb]} to {verb}" for verb in _VERBS if steps[verb])
     return Text(f"{interface}: {counts}", style="bold")

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from agent import clock
 from agent.commands.chosen import choose
-from agent.commands.health import head
+from agent.commands.health import UNHEARD, head
 from agent.commands.listing import cut
 from agent.commands.output import Screen, console, print_json, print_lines, shown, signs
 from agent.commands.peertable import listing
@@ -113,7 +113,8 @@ def report(
     of, rows = len(document["peers"]), len(peers)
     below: list[Any] = []
     if not peers:
-        below.append(_last(f"none of {of} peers" if of else "core lists no peer", to))
+        nobody = UNHEARD if document["epoch"] is None else "core lists no peer"
+        below.append(_last(f"none of {of} peers" if of else nobody, to))
     elif rows < of:
         below.append(_last(f"{rows} of {of} peers", to))
     elif height is None and to.is_terminal and len(above) + 1 + rows > to.height:

@@ -50,6 +50,16 @@ def test_an_unknown_key_ends_with_1_and_the_known_ones_end(
     assert f"core lists no peer with this key: {format_key(key)}" in capsys.readouterr().out
 
 
+def test_before_the_first_state_nobody_says_whom_core_lists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = Agent(about={"epoch": None})
+
+    assert end(tmp_path, agent, format_key(NOBODY)) == 1
+    told = "core has not been heard yet, and nobody knows a peer with this key"
+    assert capsys.readouterr().out == f"{told}: {format_key(NOBODY)}\n"
+
+
 def test_all_ends_every_session_without_asking_for_the_list(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

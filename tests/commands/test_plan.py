@@ -114,8 +114,15 @@ def test_it_is_a_diff_in_the_order_of_the_plan(tmp_path: Path, capsys: pytest.Ca
     ]
 
 
-def test_nothing_to_do_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert planned(tmp_path, capsys) == "wg0: nothing to do, it is as it should be\n"
+def test_nothing_to_do_says_so_of_what_a_plan_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert planned(tmp_path, capsys, epoch="e1") == "wg0: nothing would change of its peers\n"
+
+
+def test_before_the_first_state_a_plan_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "wg0: core has not been heard yet: nothing would change of its peers\n"
+    assert planned(tmp_path, capsys, epoch=None) == told
 
 
 def test_json_is_the_agents_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +146,7 @@ def test_who_is_removed_and_added_is_replaced() -> None:
     lines = shown(removed, ADD, added)
 
     assert lines[0] == f"-/+ bob  {format_key(BOB)}"
+    assert "    replaced        removed and added, so that the keys it has negotiated are void" in lines
     assert "    allowed ips     10.8.0.5/32 → 10.8.0.6/32" in lines
     assert "    pre-shared key  (changes)" in lines
     assert "    session         s-8" in lines

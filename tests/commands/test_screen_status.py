@@ -205,7 +205,7 @@ def test_the_head_tells_how_agent_core_and_guard_are() -> None:
 
     assert text.splitlines()[:5] == [
         "wg0    ● up, location hq requires MFA",
-        "core   ● connected for 2h14m, epoch b7e1 revision 42, last change 12s ago",
+        "core   ● connected for 2h14m, epoch b7e1 revision 42, last update 12s ago",
         "guard  ● in force: the kernel itself ends sessions on time",
         "agent  ● version 1.2.3, started 3d04h ago, looked at wg0 3s ago",
         "peers  ● 0 up   ○ 1 waiting   ✗ 0 refused",
@@ -249,10 +249,30 @@ def test_a_long_fault_is_folded_beside_its_label() -> None:
     assert "".join(lines).split().count("word") == 40
 
 
+UNHEARD = {"epoch": None, "revision": None, "mfa_required": None, "location": None, "core_connected": False}
+
+
 def test_before_the_first_state_the_head_says_so() -> None:
-    text = head(epoch=None, revision=None, mfa_required=None, location=None, core_connected=False)
+    text = head(**UNHEARD)
 
     assert "○ not reached yet, no state from core yet" in text
+
+
+def test_before_the_first_state_nothing_is_said_that_nobody_knows() -> None:
+    text = plain(80, **UNHEARD, link_up=None, guard="left_over")
+
+    assert "wg0    ○ left as it was found until core is heard" in text
+    assert "guard  ○ left over: the table of an earlier start goes on ending sessions" in text
+    assert "peers  core has not been heard yet" in text
+    assert text.splitlines()[-1] == "core has not been heard yet"
+    assert "○ not known yet" in plain(80, **UNHEARD, link_up=None, guard="unknown")
+
+
+def test_a_core_that_lists_nobody_is_said_to() -> None:
+    text = plain(80)
+
+    assert "peers  ● 0 up" in text
+    assert text.splitlines()[-1] == "core lists no peer"
 
 
 # Many peers.

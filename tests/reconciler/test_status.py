@@ -8,6 +8,11 @@ from tests.support.builders import grant, key, peer
 from tests.support.recording_guard import RecordingGuard
 
 
+def lose_journal(world: World) -> None:
+    for file in world.folder.iterdir():
+        file.unlink()
+
+
 async def ago(agent: Agent, name: str) -> float | None:
     text = (await agent.reconciler.status())[name]
     return None if text is None else round(agent.world.clock().wall - parse_time(text), 1)
@@ -63,7 +68,7 @@ def test_it_tells_how_things_stand_with_the_guard(world: World, guard: Recording
     guard.fails = True
 
     async def scenario(agent: Agent, core: Core) -> None:
-        assert (await agent.reconciler.status())["guard"] == "not_needed"
+        assert (await agent.reconciler.status())["guard"] == "unknown"
         await agent.give(core.state([live(1)]))
         assert (await agent.reconciler.status())["guard"] == "missing"
         guard.fails = False
@@ -90,5 +95,48 @@ def test_a_plan_names_who_somebody_else_has_removed(world: World) -> None:
         assert [(d["kind"], d["name"]) for d in planned["drift"]] == [("peer_removed", "alice")]
         (added,) = planned["operations"]
         assert (added["operation"], added["before"], added["session_id"]) == ("add", None, "s1")
+
+    with_agent(world, scenario)
+
+
+def test_after_the_journal_was_lost_it_says_of_link_and_guard_what_is_known(
+    world: World, guard: RecordingGuard
+) -> None:
+    async def before(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        assert world.host.up
+        assert guard.table
+        document = await agent.reconciler.status()
+        assert (document["link_up"], document["guard"], document["epoch"]) == (None, "left_over", None)
+        await agent.give(core.state([live(1)]))
+        document = await agent.reconciler.status()
+        assert (document["link_up"], document["guard"], document["epoch"]) == (True, "in_force", "e1")
+
+    with_agent(world, before)
+    lose_journal(world)
+    with_agent(world, scenario)
+
+
+def test_a_table_that_could_not_be_read_at_the_start_is_not_said_to_be_there(
+    world: World, guard: RecordingGuard
+) -> None:
+    guard.fails = True
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        assert (await agent.reconciler.status())["guard"] == "unknown"
+        guard.fails = False
+        await agent.give(core.state([], mfa_required=False))
+        assert (await agent.reconciler.status())["guard"] == "not_needed"
+
+    with_agent(world, scenario)
+
+
+def test_an_interface_that_was_made_just_now_is_known_to_be_down_until_it_is_up(world: World) -> None:
+    world.host.comes_up_later = True
+
+    async def scenario(agent: Agent, core: Core) -> None:
+        assert (await agent.reconciler.status())["link_up"] is False
 
     with_agent(world, scenario)
