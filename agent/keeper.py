@@ -278,6 +278,12 @@ class Keeper:
         """Whether it was found, and is left as it is while nobody has said what it should be like."""
         return not (self._up or self._knows_settings)
 
+    @property
+    def overstaying(self) -> int:
+        """How many have to go and are on the interface as they were, because the device refuses."""
+        held = self.writer.mirror.peers
+        return sum(key in held and held[key].tenure != CUT for key in self.stuck)
+
     def late(self) -> set[PublicKey]:
         """Who has to go and is still on the interface."""
         return self.stuck | self._due()

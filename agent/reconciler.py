@@ -265,6 +265,7 @@ class Reconciler:
             "core_since": overview.moment(self._core_since, now),
             "synced_at": overview.moment(self._synced, now),
             "expiry_late": self.expiry_late,
+            "overstaying": self._keeper.overstaying,
             "journal_ok": self._books.ok,
             "device_error": self._broken,
             "guard": "none" if self._warden is None else self._warden.condition,
@@ -323,7 +324,7 @@ class Reconciler:
         metrics.interface_up.set(self.up)
         metrics.overdue_seconds.set(max((-d.remaining(now) for d in self.state.overdue), default=0.0))
         metrics.set_faults(
-            device=bool(self._broken),
+            device=bool(self._broken or self._keeper.overstaying),
             guard=self._warden is not None and bool(self._warden.fault),
             journal=not self._books.ok,
         )

@@ -83,6 +83,12 @@ def _interface(document: Mapping[str, Any]) -> Iterator[_Fact]:
         yield _Fact(name, "good" if up else "bad", ("up" if up else "down") + about)
     if document.get("device_error"):
         yield _Fact(name, "bad", document["device_error"])
+    if overstaying := document.get("overstaying"):
+        who = f"{overstaying} peer{'s' * (overstaying > 1)} that ha{'ve' if overstaying > 1 else 's'} to go"
+        stays = "are" if overstaying > 1 else "is"
+        yield _Fact(
+            name, "bad", f"{who} {stays} still on it: the device refuses, it is tried again at each step"
+        )
 
 
 def _core(document: Mapping[str, Any], wall: float) -> Iterator[_Fact]:

@@ -139,6 +139,7 @@ class Agent:
             "guard": "in_force",
             "guard_error": "",
             "expiry_late": False,
+            "overstaying": 0,
             "journal_ok": True,
             "device_error": "",
             "reap_backlog": 0,

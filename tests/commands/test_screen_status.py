@@ -275,6 +275,20 @@ def test_a_core_that_lists_nobody_is_said_to() -> None:
     assert text.splitlines()[-1] == "core lists no peer"
 
 
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(1, "1 peer that has to go is still on it"), (7, "7 peers that have to go are still on it")],
+)
+def test_who_has_to_go_and_stays_is_told_in_red(count: int, told: str) -> None:
+    to = terminal(120)
+
+    text = status_text(to, document([], overstaying=count))
+
+    line = next(line for line in text.splitlines() if told in line)
+    assert "the device refuses, it is tried again at each step" in ANSI.sub("", line)
+    assert "\x1b[31m" in line
+
+
 # Many peers.
 
 

@@ -2,8 +2,8 @@
 
 from agent.encoding import parse_time
 from agent.errors import CoreUnavailable
-from agent.model import RemovePeer
-from tests.reconciler.harness import Agent, Core, World, granted, live, with_agent
+from agent.model import CutPeer, RemovePeer
+from tests.reconciler.harness import Agent, Core, World, granted, live, revoked, with_agent
 from tests.support.builders import grant, key, peer
 from tests.support.recording_guard import RecordingGuard
 
@@ -138,5 +138,26 @@ def test_an_interface_that_was_made_just_now_is_known_to_be_down_until_it_is_up(
 
     async def scenario(agent: Agent, core: Core) -> None:
         assert (await agent.reconciler.status())["link_up"] is False
+
+    with_agent(world, scenario)
+
+
+def test_who_was_revoked_and_can_not_be_removed_is_told_until_gone(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+        assert (await agent.reconciler.status())["overstaying"] == 0
+        world.host.refuses[key(1)] = frozenset({RemovePeer, CutPeer})
+        await agent.give([core.change(revoked(1, "s1"))])
+        assert set(world.on_interface()) == {key(1), key(2)}
+        document = await agent.reconciler.status()
+        assert (document["overstaying"], document["expiry_late"]) == (1, False)
+        agent.reconciler.refresh_metrics()
+        assert agent.metric("wg_agent_fault", part="device") == 1
+        world.host.refuses.clear()
+        await agent.tick()
+        assert set(world.on_interface()) == {key(2)}
+        assert (await agent.reconciler.status())["overstaying"] == 0
+        agent.reconciler.refresh_metrics()
+        assert agent.metric("wg_agent_fault", part="device") == 0
 
     with_agent(world, scenario)
