@@ -39,8 +39,9 @@ async def status(
 ) -> dict[str, Any]:
     """The document of ``wg-agent status --json``; ``about`` is what the daemon adds about itself.
 
-    ``session_life`` is what ``time_left`` counts down from, in seconds. ``rx_rate`` and ``tx_rate`` are in
-    bytes a second between the last two looks at the interface; None before there were two.
+    ``session_life`` is what ``time_left`` counts down from, in seconds; a session that is not in use
+    (``session_in_use``) is held for when it is, and the peer's place does not hang on it. ``rx_rate`` and
+    ``tx_rate`` are in bytes a second between the last two looks at the interface; None before there were two.
 
     It is taken a slice at a time, and between these the state may move. The peers are exactly core's list at
     the end: who has gone is left out, who came is there. All else but the peers is of the beginning: a peer
@@ -79,6 +80,7 @@ class _Row(Struct, gc=False):
     state: PeerState
     allowed_ips: tuple[str, ...] = ()
     session_id: str | None = None
+    session_in_use: bool | None = None
     expires_at: str | None = None
     granted_at: str | None = None
     session_life: float | None = None
@@ -118,7 +120,7 @@ def _listed(
             reason=roster.refused.get(key, UNSET),
         )
         if session is not None:
-            row.session_id = session.id
+            row.session_id, row.session_in_use = session.id, session.in_use
             row.expires_at, row.granted_at = format_time(session.ends_at), format_time(session.granted_at)
             row.session_life = round(session.ends_at - session.granted_at, 3)
             row.time_left = round(max(0.0, session.deadline.remaining(now)), 3)

@@ -96,6 +96,7 @@ def test_status_shows_exactly_cores_list() -> None:
         "state": "up",
         "allowed_ips": ["10.8.0.1/32"],
         "session_id": "s1",
+        "session_in_use": True,
         "expires_at": "2027-01-15T08:01:00.000Z",
         "granted_at": "2027-01-15T08:00:00.000Z",
         "session_life": 60.0,
@@ -138,6 +139,13 @@ def test_a_long_status_lets_others_work_and_is_cores_list_as_it_is_then() -> Non
     names = [row.name for row in asyncio.run(main())["peers"]]
     assert turns >= 3
     assert names == [p.name for p in many if p.public_key not in {key(1), key(3000)}] + ["new"]
+
+
+def test_a_session_that_is_not_needed_is_held_and_not_in_use() -> None:
+    state, mirror = held(peer(1, session=grant("s1", 1)), peer(2), mfa_required=False)
+    alice, bob = status(state, mirror, NOW, {})["peers"]
+    assert (alice["state"], alice["session_id"], alice["session_in_use"]) == ("up", "s1", False)
+    assert bob["session_in_use"] is None
 
 
 def test_rates_come_with_the_second_look() -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from agent.commands.listing import NOTHING, Cell, Column, Listing, cell, pieced
 from agent.commands.output import Signs, shown, signs
-from agent.commands.selection import Entry
+from agent.commands.selection import Entry, counts_down
 from agent.encoding import format_span, parse_time
 
 SIGNS: Final = {"up": ("good", "green"), "waiting": ("waiting", "yellow"), "refused": ("bad", "red")}
@@ -72,12 +72,14 @@ def _row(peer: Entry, wall: float, encoding: str, drawn: Signs, bar: int, *, roo
 
 
 def _left(peer: Entry, drawn: Signs, bar: int) -> Cell:
-    """The session's time left as a bar of its whole life, and in figures."""
+    """The session's time left as a bar of its whole life, and in figures; a held one lets nobody in."""
     left, life = peer.get("time_left"), peer.get("session_life")
+    if peer["state"] != "up":
+        return NOTHING
     if left is None:
-        if peer["state"] != "up":
-            return NOTHING
         return cell("exempt" if peer.get("mfa_exempt") else "no session", "dim")
+    if not counts_down(peer):
+        return cell("held", "dim")
     share = min(1.0, left / life) if life else 1.0
     style = next(style for most, style in _SCARCE if share <= most)
     full = filled(share, bar)

@@ -20,9 +20,14 @@ def _by_state(peer: Entry) -> Any:
     return _RANK.get(peer["state"], len(_RANK))
 
 
+def counts_down(peer: Entry) -> bool:
+    """Whether the peer may be on the interface for a session, whose end takes it off."""
+    has_session = peer.get("time_left") is not None and peer["state"] != "refused"
+    return has_session and peer.get("session_in_use") is not False
+
+
 def _by_left(peer: Entry) -> Any:
-    left = peer.get("time_left")
-    return math.inf if left is None else left
+    return peer["time_left"] if counts_down(peer) else math.inf
 
 
 def _by_handshake(peer: Entry) -> Any:

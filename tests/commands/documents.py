@@ -52,6 +52,7 @@ def _some_peer(number: int, rng: random.Random) -> dict[str, Any]:
         state=state,
         allowed_ips=[f"10.8.{number // 250}.{number % 250 + 1}/32", "fd00:8::/64"][: rng.choice([1, 1, 2])],
         session_id=f"s-{number}" if has_session else None,
+        session_in_use=True if has_session else None,
         session_life=life if has_session else None,
         time_left=rng.random() * life if has_session else None,
         latest_handshake=format_time(WALL - rng.random() * 500) if seen else None,

@@ -204,6 +204,7 @@ def peer(key: PublicKey, **changed: Any) -> dict[str, Any]:
         "state": "waiting",
         "allowed_ips": ["10.8.0.5/32"],
         "session_id": None,
+        "session_in_use": None,
         "expires_at": None,
         "granted_at": None,
         "session_life": None,

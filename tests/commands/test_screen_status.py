@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from agent.commands.peertable import filled, size
+from agent.commands.selection import ordered
 from agent.commands.status import report
 from agent.encoding import format_span, format_time
 from tests.commands.documents import (
@@ -34,6 +35,7 @@ def up(**changed: Any) -> dict[str, Any]:
         **{
             "state": "up",
             "session_id": "s-19",
+            "session_in_use": True,
             "session_life": 7200.0,
             "time_left": 3725.4,
             "latest_handshake": format_time(WALL - 63.5),
@@ -185,6 +187,28 @@ def test_the_bar_is_of_the_sessions_whole_life() -> None:
     }
 
     assert bars == {600.0: ["━━━━━━"], 300.0: ["━━━───"], 5.0: ["━─────"]}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_only_a_session_that_lets_somebody_in_has_a_bar(width: int) -> None:
+    held = up(session_in_use=False)
+    refused = up(state="refused", reason="own_public_key")
+    waiting = up(state="waiting")
+
+    assert [re.findall("[━─]", rows(plain(width, one))[0]) for one in (held, refused, waiting)] == [
+        [],
+        [],
+        [],
+    ]
+    assert "held" in rows(plain(width, held))[0]
+    assert "waiting" in rows(plain(width, waiting))[0]
+    assert "━" in rows(plain(width, up()))[0]
+
+
+def test_whose_session_is_held_does_not_come_first_of_those_whose_end_is_near() -> None:
+    held, live = up(session_in_use=False, time_left=5.0), up(name="bob", time_left=50.0)
+
+    assert [one["name"] for one in ordered([held, live], "left")] == ["bob", "alice-laptop"]
 
 
 # The head.
