@@ -49,6 +49,10 @@ _READERS: Final = 16
 """How many may wait for news at once; others are answered at once, so that the operator is let in."""
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 class Audit:
     """Writes down what has become of the state's peers and sessions; on the loop only.
 
@@ -81,7 +85,7 @@ class Audit:
         self._location = self._state.location
         self._has_started = True
         self._state.forget_news()
-        detail = f"{peers_found} peers found, {sessions_adopted} sessions adopted"
+        detail = f"{_counted(peers_found, 'peer')} found, {_counted(sessions_adopted, 'session')} adopted"
         self._tell(Kind.STARTED, one(Subject(detail=detail)))
         self._tell_ends(self._early)
         self._early = []

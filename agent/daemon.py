@@ -31,7 +31,7 @@ from agent.encoding import format_key, network_of
 from agent.errors import AgentError, ConfigError, GuardError
 from agent.expiry import token_expiry
 from agent.firewall import Firewall
-from agent.folders import private_folder
+from agent.folders import claim_state, private_folder
 from agent.hardening import forbid_core_dumps
 from agent.hooks import Hooks
 from agent.journal import Journal
@@ -85,6 +85,7 @@ def run(config: Config, path: Path, interface: str | None) -> int:
     secrets = load_secrets(config)
     private_folder(config.paths.state, "paths.state")
     with InterfaceLock(config.paths.runtime, config.interface.name):
+        claim_state(config.paths.state, config.interface.name)
         log.hide(secrets.token.get_secret_value())
         if secrets.push_secret is not None:
             log.hide(secrets.push_secret.get_secret_value())
@@ -197,7 +198,7 @@ class _Daemon:
         except ImportError as error:
             raise ConfigError(
                 f'core.protocol = "defguard" needs a package that is not installed: {error.name}',
-                "install wg-agent with its extra: pip install 'wg-agent[defguard]'",
+                "the Debian package has it; from a checkout: pipx install '.[defguard]'",
             ) from None
         core: Core = defguard.open_core(
             config, self._secrets, self._reconciler, reports, self._acl, self._note_certificates

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from pathlib import Path
+from typing import Final
 
 from agent.errors import ConfigError, cannot_start
+
+_OWNER: Final = "interface"
+"""The file in a state folder that names the interface it belongs to."""
 
 
 def private_folder(path: Path, key: str) -> None:
@@ -28,3 +33,42 @@ def private_folder(path: Path, key: str) -> None:
             f"{key}: others may write to {path} (mode {stat.S_IMODE(mode):04o})",
             f"chmod 700 {path}, or name a folder of the agent's own",
         )
+
+
+def owner_file(state: Path) -> Path:
+    """Return the file by which a state folder remembers its interface."""
+    return state / _OWNER
+
+
+def refuse_others_state(state: Path, interface: str) -> None:
+    """Raise ConfigError if the state folder is another interface's: it holds that one's key and journal.
+
+    A folder that remembers none, or that is not there, is anybody's. AgentError if it can't be read.
+    """
+    path = owner_file(state)
+    try:
+        owner = path.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise cannot_start(
+            error,
+            f"paths.state: {path} can't be read: {error.strerror}",
+            "run as root or as the agent's user",
+        ) from None
+    if owner and owner != interface:
+        raise ConfigError(
+            f"paths.state: {state} belongs to the interface {owner!r}, and this is the agent of {interface}",
+            f"leave paths.state out, or name a folder of {interface}'s own; if the interface was renamed and "
+            f"no agent runs under the old name, remove {path}",
+        )
+
+
+def claim_state(state: Path, interface: str) -> None:
+    """Have the state folder remember that it is this interface's; raises as ``refuse_others_state``.
+
+    A disk that takes no writes keeps nobody from starting.
+    """
+    with contextlib.suppress(OSError), owner_file(state).open("x", encoding="utf-8") as file:
+        file.write(f"{interface}\n")
+    refuse_others_state(state, interface)

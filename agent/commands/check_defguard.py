@@ -21,7 +21,7 @@ _EXTRA: Final = Finding(
     "core",
     Mark.FAULT,
     'core.protocol = "defguard" needs packages that are not installed',
-    "install wg-agent with its extra: pip install 'wg-agent[defguard]'",
+    "the Debian package has it; from a checkout: pipx install '.[defguard]'",
 )
 
 

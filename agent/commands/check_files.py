@@ -13,7 +13,7 @@ from agent.config import Config, Push
 from agent.curve25519 import public_key
 from agent.encoding import format_key
 from agent.errors import AgentError, ConfigError
-from agent.folders import private_folder
+from agent.folders import private_folder, refuse_others_state
 from agent.keys import Secrets, load_private_key, load_secrets, read_secret_file
 
 _SECRET_FILES: Final = ("core.token_file", "core.client_key_file", "push.secret_file", "push.tls_key_file")
@@ -108,7 +108,9 @@ def folders(config: Config) -> list[Finding]:
         there.append(str(path))
         try:
             private_folder(path, key)
-        except ConfigError as error:
+            if path == config.paths.state:
+                refuse_others_state(path, config.interface.name)
+        except AgentError as error:
             findings.append(fault("folders", error))
     if not there:
         return [Finding("folders", Mark.INFO, "not there yet: the agent makes them when it starts")]

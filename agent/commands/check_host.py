@@ -30,6 +30,7 @@ _CAP_NET_ADMIN: Final = 12  # capability.h
 _STATUS: Final = Path("/proc/self/status")
 _TUN: Final = Path("/dev/net/tun")
 _SHOWN: Final = 5
+_BY: Final = {Backend.KERNEL: "the kernel", Backend.USERSPACE: "a userspace program"}
 _INSTALL: Final = (
     "modprobe wireguard, or run a kernel that has it (Linux 5.6 or newer); "
     "in a container or an older system install wireguard-go (apt install wireguard-go)"
@@ -88,10 +89,10 @@ async def wireguard(config: Config) -> tuple[Finding, Backend | None]:
             return Finding(
                 "wireguard",
                 Mark.FAULT,
-                f"{name} exists and is implemented by the {found}, not by the {wanted}",
+                f"{name} exists and is implemented by {_BY[found]}, not by {_BY[Backend(wanted)]}",
                 'wg-agent purge, or set interface.backend = "auto"',
             ), found
-        return ok("wireguard", f"{name} is there, implemented by the {found}"), found
+        return ok("wireguard", f"{name} is there, implemented by {_BY[found]}"), found
     return await _could_be_made(wanted, interface.userspace_program), None
 
 

@@ -18,7 +18,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if missing:
         raise ConfigError(
             f"the demo needs the extra [sandbox]: {', '.join(missing)} not installed",
-            "pip install 'wg-agent[sandbox]'",
+            "the Debian package has it; from a checkout: pipx install '.[sandbox]'",
         )
     code: int = importlib.import_module("agent.sandbox.demo").main(arguments.rest)
     return code

@@ -34,7 +34,8 @@ def _key(text: str) -> PublicKey:
         return PublicKey(parse_key(text))
     except ValueError as error:
         raise ConfigError(
-            f"{text!r} is not a public key: {error}", "wg-agent status --json shows the peers' keys"
+            f"{text!r} is not a public key: {error}",
+            "wg-agent status shows the peers' keys with --json, and on a terminal of 150 columns or more",
         ) from None
 
 

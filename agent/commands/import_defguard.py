@@ -154,7 +154,10 @@ def _steps(draft: Draft) -> Iterator[str]:
     name = draft.interface
     path = FOLDER / f"{name}.toml"
     yield f"save this as {path}; what it leaves out keeps its default (config.example.toml)"
-    yield "the agent needs its extra for Defguard: pip install 'wg-agent[defguard]'"
+    yield (
+        "the agent needs its extra for Defguard: the Debian package has it; from a checkout: "
+        "pipx install '.[defguard]'"
+    )
     unit = f"a drop-in (systemctl edit wg-agent@{name})"
     if draft.generation == 1:
         yield (

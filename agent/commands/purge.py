@@ -14,6 +14,7 @@ from agent.commands.output import console, print_json, say
 from agent.config import Config
 from agent.errors import AgentError, GuardError
 from agent.firewall import Firewall
+from agent.folders import owner_file, refuse_others_state
 from agent.hooks import Failure, Hooks, When
 from agent.lock import InterfaceLock
 from agent.wireguard.interface import find_backend, remove_interface
@@ -29,6 +30,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """
     config = choose(arguments).load()
     name = config.interface.name
+    refuse_others_state(config.paths.state, name)
     with InterfaceLock(config.paths.runtime, name):
         had_interface, failures = asyncio.run(_remove_interface(name, Hooks(config.hooks, name)))
         had_guard, had_rules = asyncio.run(_lower(config))
@@ -39,6 +41,8 @@ def execute(arguments: argparse.Namespace) -> int:
                 removed += _remove([path])
             else:
                 kept.append(path)
+        if not kept:
+            removed += _remove([owner_file(config.paths.state)])
     if arguments.json:
         print_json(
             {

@@ -19,6 +19,7 @@ from agent.__main__ import main
 from agent.commands import check_files
 from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key, format_time
+from agent.folders import claim_state
 from agent.lock import InterfaceLock
 from tests.commands.parts import Agent, a_core, an_agent, wg_agent, write_config
 from tests.core.fakes import PSK, TOKEN, Core, answer, body, peer, state
@@ -237,6 +238,20 @@ def test_a_folder_that_others_may_write_to_is_a_cross(
 
     assert code == 1
     assert f"chmod 700 {tmp_path}/state" in found["folders"][0]["remedy"]
+
+
+def test_another_interfaces_state_folder_is_a_cross(
+    told: Core, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path, told.url, name="wg1")
+    (tmp_path / "state").mkdir(mode=0o700)
+    assert check(path, capsys)[1]["folders"][0]["mark"] == "ok"
+
+    claim_state(tmp_path / "state", "wg0")
+    code, found = check(path, capsys)
+
+    assert code == 1
+    assert "belongs to the interface 'wg0'" in found["folders"][0]["message"]
 
 
 def test_what_the_running_unit_is_given_is_what_check_sees(

@@ -135,7 +135,7 @@ def test_where_all_is_well_it_ends_with_0_and_changes_nothing(
     assert done.returncode == 0, done.stdout
     assert "✗" not in done.stdout
     told_of = " ".join(done.stdout.split())
-    assert f"✓ wireguard {name} is there, implemented by the userspace" in told_of
+    assert f"✓ wireguard {name} is there, implemented by a userspace program" in told_of
     assert f"✓ listen port {name} has UDP port 51820" in told_of
     assert before == after
 
@@ -153,7 +153,7 @@ def test_an_interface_that_another_kind_of_backend_implements_is_named(
 
     assert done.returncode == 1
     fault, remedy = the_cross(done.stdout, "wireguard")
-    assert "implemented by the userspace, not by the kernel" in fault
+    assert "implemented by a userspace program, not by the kernel" in fault
     assert "wg-agent purge" in remedy
 
 

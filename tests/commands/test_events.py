@@ -182,7 +182,7 @@ def following_across(path: Path) -> Iterator[tuple[Agent, Callable[[], None], It
 
         def restart() -> None:
             agent.trail, agent.process = Trail(), "p2"
-            agent.happens(Kind.STARTED, Subject(detail="1 peers found, 1 sessions adopted"))
+            agent.happens(Kind.STARTED, Subject(detail="1 peer found, 1 session adopted"))
 
         yield agent, restart, lines
 

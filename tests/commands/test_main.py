@@ -163,7 +163,7 @@ def test_the_demo_without_its_extra_says_what_to_install(
     assert main(["demo"]) == 2
     error = capsys.readouterr().err
     assert "pyotp" in error
-    assert "pip install 'wg-agent[sandbox]'" in error
+    assert "pipx install '.[sandbox]'" in error
 
 
 def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:

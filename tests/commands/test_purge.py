@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.__main__ import main
+from agent.folders import claim_state
 from agent.journal import Journal
 from agent.lock import InterfaceLock
 from tests.commands.parts import wg_agent, write_config
@@ -76,6 +77,31 @@ def test_what_was_remembered_goes_and_the_private_key_only_when_asked(
         "kept": [],
         "failed": [],
     }
+    assert names(tmp_path) == {"notes.txt"}
+
+
+def test_another_interfaces_state_is_refused_and_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_config(tmp_path, name="wgnone"))
+    lived_in(tmp_path)
+    claim_state(tmp_path / "state", "wgother")
+    before = names(tmp_path)
+
+    assert main(["purge", "-c", path, "--key"]) == 2
+
+    assert "belongs to the interface 'wgother', and this is the agent of wgnone" in capsys.readouterr().err
+    assert names(tmp_path) == before
+
+
+def test_a_folder_is_anybodys_again_once_the_key_has_gone_too(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path, name="wgnone"))
+    lived_in(tmp_path)
+    claim_state(tmp_path / "state", "wgnone")
+
+    assert main(["purge", "-c", path]) == 0
+    assert names(tmp_path) == {"private.key", "notes.txt", "interface"}
+    assert main(["purge", "-c", path, "--key"]) == 0
     assert names(tmp_path) == {"notes.txt"}
 
 

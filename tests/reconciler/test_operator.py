@@ -60,7 +60,7 @@ def test_a_restart_is_told_as_such_and_not_as_new_sessions(world: World) -> None
             await agent.give(core.same([peer(1, session=grant("s1", 1))]))
             document = await agent.reconciler.events(None, 100, 0.0)
             assert [one[0] for one in told(document)] == ["started", "core_found"]
-            assert document["events"][0]["detail"] == "1 peers found, 1 sessions adopted"
+            assert document["events"][0]["detail"] == "1 peer found, 1 session adopted"
             assert document["process"] != process
 
     run(main())
