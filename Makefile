@@ -5,7 +5,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 BIN := .venv/bin
 
 help:
-	@echo "make demo    the whole product in two network namespaces, under a minute"
+	@echo "make demo    the whole product in two network namespaces: it takes 20 s, once all is installed"
 	@echo "make test    every test, the kernel's under QEMU where needed, 15 to 40 minutes"
 	@echo "make reliability  every fault at full size; writes docs/reliability.md"
 	@echo "make pictures  the pictures of the documentation anew, from a real run; writes docs/pictures/"

@@ -171,7 +171,7 @@ def _steps(draft: Draft) -> Iterator[str]:
             "without them core has to adopt the gateway again"
         )
     yield f"stop and disable Defguard's gateway: two programs must not write to {name}"
-    yield f"wg-agent check -i {name}, then systemctl enable --now wg-agent@{name}"
+    yield f"systemctl enable --now wg-agent@{name}, then wg-agent check -i {name}"
 
 
 def _list(heading: str, items: Sequence[str] | Iterator[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ import pytest
 
 from agent import __version__
 from agent.__main__ import _parser
+from tests.docs.markdown import parse
 from tests.support import package
 from tests.support.package import LIB, ROOT
 
@@ -157,6 +158,24 @@ def test_its_documents_are_there(tree: Path) -> None:
     }
     assert len(named) > 20
     assert named <= pins("package.txt").keys()
+
+
+def test_no_link_of_its_documents_is_dead(tree: Path) -> None:
+    doc = tree / "usr/share/doc/wg-agent"
+    pages = {path.relative_to(doc).as_posix(): parse("", path.read_text()) for path in doc.rglob("*.md")}
+
+    sources = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert pages.keys() == {path.relative_to(ROOT).as_posix() for path in sources}
+    links = [(name, target) for name, page in pages.items() for _, target in page.links]
+    assert len(links) > 100
+    for name, target in links:
+        if re.match(r"[a-z+]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (doc / name).parent / path if path else doc / name
+        assert file.is_file(), f"{name}: there is no {target}"
+        if anchor:
+            assert anchor in pages[file.resolve().relative_to(doc.resolve()).as_posix()].anchors, (name, target)
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs/man").glob("*.[1-8]")), ids=lambda path: path.name)
