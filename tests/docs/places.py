@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from tests.docs.gateway import INTERFACE, Gateway
-from tests.docs.markdown import Block
+from tests.docs.markdown import Block, documents
 from tests.support.site import until
 
 
@@ -133,9 +133,29 @@ def defguards_gateway_is_configured(gateway: Gateway) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def core_may_push(gateway: Gateway) -> Iterator[None]:
+    [making] = [
+        block
+        for block in documents()["docs/operations.md"].blocks
+        if block.section == "letting-core-push" and block.language == "sh"
+    ]
+    done = gateway.run(making.text)
+    assert done.returncode == 0, done.stdout
+    gateway.stop_agent()
+    with (gateway.root / "etc/wg-agent/wg0.toml").open("a") as config:
+        config.write(
+            '[push]\nsecret_file = "wg0.push"\n'
+            'tls_cert_file = "wg0-push.pem"\ntls_key_file = "wg0-push.key"\n'
+        )
+    gateway.start_agent()
+    yield
+
+
 SCENES: Final[dict[str, Scene]] = {
     "docs/defguard.md#moving-a-gateway-over": defguards_gateway_is_configured,
     "docs/defguard.md#moving-back": agent_is_stopped,
+    "docs/operations.md#trying-a-push": core_may_push,
     "docs/operations.md#when-core-is-away": core_is_away,
     "docs/troubleshooting.md#own_public_key": gateway_is_listed_as_a_device,
     "docs/troubleshooting.md#core-cant-be-reached": core_is_away,
