@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 from pathlib import Path
 from typing import Final
@@ -69,6 +70,8 @@ def claim_state(state: Path, interface: str) -> None:
 
     A disk that takes no writes keeps nobody from starting.
     """
-    with contextlib.suppress(OSError), owner_file(state).open("x", encoding="utf-8") as file:
-        file.write(f"{interface}\n")
+    with contextlib.suppress(OSError):
+        descriptor = os.open(owner_file(state), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"{interface}\n")
     refuse_others_state(state, interface)

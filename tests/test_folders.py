@@ -21,6 +21,7 @@ def test_a_state_folder_is_the_first_ones_who_claims_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="belongs to the interface 'wg0'"):
         claim_state(tmp_path, "wg1")
     assert owner_file(tmp_path).read_text() == "wg0\n"
+    assert owner_file(tmp_path).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_folder_that_is_not_there_is_nobodys(tmp_path: Path) -> None:
