@@ -69,7 +69,7 @@ class _Counted(Collector):
 
     def __init__(self) -> None:
         self.grants = 0
-        self.starts: Mapping[str, int] = {}
+        self.starts: Mapping[str, int] | None = None
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
@@ -80,8 +80,10 @@ class _Counted(Collector):
             "Starts of the agent since its journal was made, by what they came after.",
             labels=("after",),
         )
-        for after in After:
-            starts.add_metric((after.value,), self.starts.get(after.value, 0))
+        # Without the journal no series at all: to Prometheus a 0 on the way is that many starts at once.
+        if self.starts is not None:
+            for after in After:
+                starts.add_metric((after.value,), self.starts.get(after.value, 0))
         yield starts
 
 
@@ -245,9 +247,9 @@ class Metrics:
         for part, faulty in (("device", device), ("guard", guard), ("journal", journal)):
             self._faults.labels(part).set(faulty)
 
-    def set_starts(self, starts: Mapping[str, int]) -> None:
-        """Set how many starts there were, this one among them, by the value of ``After``."""
-        self._counted.starts = dict(starts)
+    def set_starts(self, starts: Mapping[str, int] | None) -> None:
+        """Set how many starts there were, this one among them, by the value of ``After``; None: not known."""
+        self._counted.starts = None if starts is None else dict(starts)
 
     def set_grants(self, grants: int) -> None:
         """Set how many sessions this process has let in."""

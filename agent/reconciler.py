@@ -320,7 +320,7 @@ class Reconciler:
         metrics.set_peers(by_state)
         metrics.set_refused(by_reason)
         metrics.set_grants(self._books.granted)
-        metrics.set_starts({} if self._books.lives is None else self._books.lives.starts)
+        metrics.set_starts(None if self._books.lives is None else self._books.lives.starts)
         metrics.interface_up.set(self.up)
         metrics.overdue_seconds.set(max((-d.remaining(now) for d in self.state.overdue), default=0.0))
         metrics.set_faults(

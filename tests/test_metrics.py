@@ -153,12 +153,22 @@ def test_every_reason_for_an_end_is_there_from_the_start() -> None:
 
 def test_every_kind_of_start_is_there_and_the_journals_count_goes_on() -> None:
     metrics = Metrics("wg0", "0.1.0")
+    metrics.set_starts({})
     before = parsed(rendered(metrics))["wg_agent_starts_total"]
     metrics.set_starts({"crash": 3, "stop": 1})
     after = parsed(rendered(metrics))["wg_agent_starts_total"]
 
     assert before == {(("after", kind.value),): 0 for kind in After}
     assert after == before | {(("after", "crash"),): 3, (("after", "stop"),): 1}
+
+
+def test_starts_that_are_not_known_have_no_series() -> None:
+    metrics = Metrics("wg0", "0.1.0")
+    assert "wg_agent_starts_total{" not in rendered(metrics)
+    metrics.set_starts({"crash": 3})
+    assert 'wg_agent_starts_total{after="crash"} 3.0' in rendered(metrics)
+    metrics.set_starts(None)
+    assert "wg_agent_starts_total{" not in rendered(metrics)
 
 
 def test_certificates_that_are_gone_are_not_shown() -> None:

@@ -20,6 +20,7 @@ def families() -> tuple[Metric, ...]:
     """All that /metrics can hold."""
     peer = Peer(PublicKey(bytes(31) + b"\1"), (parse_prefix("10.8.0.5/32"),), "anna-laptop")
     metrics = Metrics("wg0", "1", lambda: [PeerSeries(peer, Traffic())])
+    metrics.set_starts({})
     metrics.set_certificates({"core.ca": 1.0})
     metrics.set_token_expiry("core.token", 1.0)
     text = asyncio.run(metrics.render()).decode()
