@@ -34,6 +34,7 @@ from agent.journalrows import (
     peer_row,
     session_row,
 )
+from agent.journalschema import SCHEMA, VERSION, begin_anew, copy_journal, kept_rows
 from agent.lives import Lives
 from agent.model import (
     InterfaceAddress,
@@ -51,24 +52,7 @@ from agent.traffic import Traffic
 
 _log = structlog.get_logger(__name__)
 
-_VERSION: Final = 3
 _MANY: Final = 1000
-_SCHEMA: Final = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE sessions (
-  id TEXT, public_key BLOB, record BLOB, PRIMARY KEY (id, public_key)
-) WITHOUT ROWID;
-CREATE TABLE ended (id TEXT PRIMARY KEY, granted_at REAL) WITHOUT ROWID;
-CREATE TABLE unreported_ends (
-  id TEXT UNIQUE, public_key BLOB, reason TEXT, ended_at REAL, latest_handshake REAL,
-  rx_bytes INTEGER, tx_bytes INTEGER
-);
-CREATE TABLE traffic (
-  public_key BLOB PRIMARY KEY, rx_bytes INTEGER, tx_bytes INTEGER, kernel_rx INTEGER, kernel_tx INTEGER,
-  latest_handshake REAL
-) WITHOUT ROWID;
-CREATE TABLE peers (public_key BLOB PRIMARY KEY, record BLOB) WITHOUT ROWID;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +124,7 @@ class Journal:
     def load(self) -> Loaded:
         """Return what the journal holds; one that is corrupt is set aside, and then it holds nothing.
 
+        One of another version is set aside too; the dead ids and the ends to report are taken over from it.
         On a full or a read-only disk ``unwritable`` says so. Raises JournalError if the journal can't
         even be read.
         """
@@ -148,13 +133,15 @@ class Journal:
             with self._faults():
                 return self._load(self._open())
         except JournalError as error:
-            if not _is_corruption(error.__cause__):
+            begun_anew = isinstance(error.__cause__, _OtherVersionError) and self._take_over()
+            if not begun_anew and not _is_corruption(error.__cause__):
                 loaded = self._load_copy(error)
                 self.unwritable = error
                 return loaded
         except (ValueError, msgspec.DecodeError):
-            pass
-        self._put_aside()
+            begun_anew = False
+        if not begun_anew:
+            self._put_aside()
         with self._faults():
             return self._load(self._open())
 
@@ -201,9 +188,9 @@ class Journal:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 with connection:
-                    connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;")
-            elif version != _VERSION:
-                raise sqlite3.DatabaseError(f"it has version {version}, not {_VERSION}")
+                    connection.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={VERSION};COMMIT;")
+            elif version != VERSION:
+                raise _OtherVersionError(f"it has version {version}, not {VERSION}")
         except BaseException:
             connection.close()
             raise
@@ -245,17 +232,48 @@ class Journal:
                 if wal.exists():
                     copy.with_name(f"{copy.name}-wal").write_bytes(wal.read_bytes())
                 with contextlib.closing(sqlite3.connect(copy)) as connection:
-                    if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                    if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
                         raise fault
                     return self._load(connection)
         except (OSError, sqlite3.Error, ValueError, msgspec.DecodeError):
             raise fault from fault.__cause__
 
+    def _take_over(self) -> bool:
+        """Begin anew in place with what can be kept of another version's journal; False if that is nothing.
+
+        It is one transaction, so that no crash and no full disk can lose what is kept; the former journal is
+        copied aside before it.
+        """
+        try:
+            with self._faults(), contextlib.closing(sqlite3.connect(self.path, timeout=5.0)) as connection:
+                connection.isolation_level = None
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("BEGIN IMMEDIATE")
+                if not (kept := kept_rows(connection)):
+                    return False
+                aside = self._free_name()
+                try:
+                    os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                    copy_journal(self.path, aside)
+                    begin_anew(connection, kept)
+                except BaseException:
+                    aside.unlink(missing_ok=True)
+                    raise
+        except JournalError as error:
+            if _is_corruption(error.__cause__):
+                return False
+            raise
+        self.set_aside = aside
+        return True
+
+    def _free_name(self) -> Path:
+        names = (self.path.with_name(f"{self.path.name}.unreadable-{n}") for n in itertools.count(1))
+        return next(name for name in names if not name.exists())
+
     def _put_aside(self) -> None:
         self.close()
-        names = (self.path.with_name(f"{self.path.name}.unreadable-{n}") for n in itertools.count(1))
         with self._faults():
-            self.set_aside = next(name for name in names if not name.exists())
+            self.set_aside = self._free_name()
             self.path.rename(self.set_aside)
             for suffix in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
@@ -264,7 +282,8 @@ class Journal:
         def rows(query: str) -> list[Any]:
             return connection.execute(query).fetchall()
 
-        meta = dict(rows("SELECT name, value FROM meta"))
+        # As bytes: SQLite would give up all rows for a text that is none.
+        meta = dict(rows("SELECT name, CAST(value AS BLOB) FROM meta"))
         location, interface, policy = None, InterfaceSettings(), SessionPolicy()
         if "location" in meta:
             location, interface, policy = msgspec.json.decode(
@@ -289,14 +308,14 @@ class Journal:
         if "contact" in meta:
             boot_id, boot, wall = msgspec.json.decode(meta["contact"], type=tuple[str, float, float])
             contact = Contact(boot if boot_id == self.boot_id else None, wall)
-        addresses = msgspec.json.decode(meta.get("addresses", "[]"), type=list[tuple[bytes, int]])
+        addresses = msgspec.json.decode(meta.get("addresses", b"[]"), type=list[tuple[bytes, int]])
         return Loaded(
             restored=restored,
             traffic=tuple(map(parse_traffic, rows("SELECT * FROM traffic"))),
             ends=tuple(map(parse_end, ends)),
             contact=contact,
             addresses=tuple(InterfaceAddress(*address) for address in addresses),
-            lives=msgspec.json.decode(meta["lives"], type=Lives) if "lives" in meta else None,
+            lives=_lives(meta.get("lives")),
         )
 
     def _write(self, connection: sqlite3.Connection, entry: Entry) -> None:
@@ -349,6 +368,18 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+class _OtherVersionError(sqlite3.DatabaseError):
+    """The journal was made by another version of the agent."""
+
+
+def _lives(value: bytes | None) -> Lives | None:
+    """Only metrics ask for it, so damage to it is no reason to give up sessions."""
+    try:
+        return None if value is None else msgspec.json.decode(value, type=Lives)
+    except (ValueError, msgspec.DecodeError):
+        return None
 
 
 def _is_corruption(cause: BaseException | None) -> bool:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from agent.errors import JournalError
 from agent.journal import Contact, Entry, Journal, Loaded
+from agent.lives import Lives
 from agent.model import (
     EndReason,
     InterfaceAddress,
@@ -27,6 +28,7 @@ from agent.model import (
     SessionPolicy,
 )
 from agent.sessions import Deadline, Liveness, Session
+from agent.state import Restored
 from agent.traffic import Traffic
 from tests.support.builders import grant, key, peer, psk
 
@@ -486,16 +488,113 @@ def test_a_damaged_row_sets_the_journal_aside(tmp_path: Path, statement: str, va
     assert len(read(tmp_path).restored.sessions) == 1
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["DROP TABLE sessions", "ALTER TABLE peers DROP COLUMN record", "PRAGMA user_version = 99"],
-)
-def test_a_journal_of_another_version_is_set_aside(tmp_path: Path, statement: str) -> None:
+@pytest.mark.parametrize("statement", ["DROP TABLE sessions", "ALTER TABLE peers DROP COLUMN record"])
+def test_a_journal_without_what_this_version_has_is_set_aside(tmp_path: Path, statement: str) -> None:
     written(tmp_path, FILLED)
     damaged(tmp_path, statement)
     journal = Journal(tmp_path, "boot")
     assert journal.load().restored.sessions == ()
     assert journal.set_aside is not None
+    journal.close()
+
+
+# Of another version.
+
+OTHER = Entry(
+    sessions=[(session(1), Liveness(1.0))],
+    ends=[(end(n), n / 4) for n in (5, 2, 9)],
+    peers=[peer(1)],
+    location=PLACE,
+)
+
+
+def of_another_version(folder: Path, *statements: str, version: int = 99) -> None:
+    """Of its ends s5 has been reported."""
+    written(folder, OTHER, Entry(reported=["s5"]))
+    for statement in (*statements, f"PRAGMA user_version = {version}"):
+        damaged(folder, statement)
+
+
+@pytest.mark.parametrize("version", [2, 4, 99])
+def test_the_dead_and_the_unreported_ends_of_another_version_are_taken_over(
+    tmp_path: Path, version: int
+) -> None:
+    of_another_version(
+        tmp_path,
+        "ALTER TABLE sessions ADD COLUMN colour TEXT",
+        'CREATE TABLE "of ""later" (id INTEGER PRIMARY KEY AUTOINCREMENT)',
+        "CREATE VIEW seen AS SELECT id FROM sessions",
+        "CREATE TABLE meta2 (name TEXT)",
+        "DROP TABLE peers",
+        version=version,
+    )
+    journal = Journal(tmp_path, "boot")
+    loaded = journal.load()
+    assert dict(loaded.restored.ended) == {"s5": 1.25, "s2": 0.5, "s9": 2.25}
+    assert loaded.ends == (end(2), end(9))
+    assert loaded == Loaded(Restored(ended=loaded.restored.ended), ends=loaded.ends)
+    assert journal.set_aside == tmp_path / "journal.sqlite.unreadable-1"
+    assert journal.set_aside.stat().st_mode & 0o777 == 0o600
+    journal.write(Entry(sessions=[(session(3), None)], ends=[(end(4), 4.0)], peers=[peer(1)]))
+    journal.close()
+    again = read(tmp_path)
+    assert (len(again.restored.ended), len(again.ends), len(again.restored.peers)) == (4, 3, 1)
+    with contextlib.closing(sqlite3.connect(journal.set_aside)) as former:
+        assert former.execute("PRAGMA user_version").fetchone() == (version,)
+        assert former.execute("SELECT id, colour FROM sessions").fetchall() == [("s1", None)]
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as anew:
+        assert not anew.execute("SELECT name FROM sqlite_master WHERE name IN ('meta2', 'seen')").fetchall()
+
+
+@pytest.mark.parametrize(
+    ("statement", "dead", "ends"),
+    [
+        ("ALTER TABLE ended ADD COLUMN realm TEXT", 0, 2),
+        ("ALTER TABLE ended RENAME COLUMN granted_at TO born", 0, 2),
+        ("DROP TABLE ended", 0, 2),
+        ("UPDATE ended SET granted_at = NULL WHERE id = 's9'", 0, 2),
+        ("ALTER TABLE unreported_ends DROP COLUMN tx_bytes", 3, 0),
+        ("UPDATE unreported_ends SET reason = 'boredom' WHERE id = 's9'", 3, 0),
+    ],
+)
+def test_a_table_that_is_not_as_in_this_version_is_not_taken_over(
+    tmp_path: Path, statement: str, dead: int, ends: int
+) -> None:
+    of_another_version(tmp_path, statement)
+    loaded = read(tmp_path)
+    assert (len(loaded.restored.ended), len(loaded.ends)) == (dead, ends)
+
+
+def test_another_versions_journal_without_either_is_set_aside(tmp_path: Path) -> None:
+    of_another_version(tmp_path, "DROP TABLE ended", "DROP TABLE unreported_ends")
+    journal = Journal(tmp_path, "boot")
+    assert journal.load() == Loaded(Restored())
+    assert journal.set_aside is not None
+    journal.close()
+
+
+def test_a_disk_that_has_no_room_to_take_over_loses_nothing(tmp_path: Path) -> None:
+    of_another_version(tmp_path)
+    before = (tmp_path / "journal.sqlite").read_bytes()
+    journal = Journal(tmp_path, "boot")
+    with full_disk(len(before) // 2), pytest.raises(JournalError):
+        journal.load()
+    assert journal.set_aside is None
+    assert not list(tmp_path.glob("*unreadable*"))
+    assert len(journal.load().restored.ended) == 3
+    journal.close()
+
+
+@pytest.mark.parametrize("value", ["{", b"\xff\xfe", '{"boot_id": 1, "stopped": false, "starts": {}}'])
+def test_damage_to_what_only_metrics_ask_for_costs_nothing_else(tmp_path: Path, value: str | bytes) -> None:
+    written(tmp_path, FILLED, Entry(lives=Lives("boot", stopped=False, starts={"first": 1})))
+    assert read(tmp_path).lives is not None
+    damaged(tmp_path, "UPDATE meta SET value = CAST(? AS TEXT) WHERE name = 'lives'", value)
+    journal = Journal(tmp_path, "boot")
+    loaded = journal.load()
+    assert loaded.lives is None
+    assert [held.id for held, _ in loaded.restored.sessions] == ["s1"]
+    assert journal.set_aside is None
     journal.close()
 
 
