@@ -129,7 +129,7 @@ class Reports(Protocol):
         """Core took it."""
 
     def stats(self, limit: int) -> StatsReport | None:
-        """Up to ``limit`` changed peers, None if there are none or before the first state."""
+        """Up to ``limit`` changed peers, None if there is nothing to report or before the first state."""
 
     def stats_accepted(self, report: StatsReport) -> None:
         """Core took it: these peers are due again only when they have changed since."""

@@ -29,6 +29,8 @@ class Reporting:
         self._last: Applied | None = None
         self._ends: dict[str, SessionEnd] = {}
         self._stats_due = False
+        self._looks = self._given = self._told = 0
+        """Looks at the interface; the one that core was last given all of, and the one that it took."""
         self._refused: tuple[RefusedPeer, ...] = ()
         self._refused_at = -1
 
@@ -66,6 +68,7 @@ class Reporting:
     def observed(self) -> None:
         """The interface was looked at, and the traffic journalled: a report is due."""
         self._stats_due = True
+        self._looks += 1
         self._news.set()
 
     # The ``Reports`` port.
@@ -86,16 +89,22 @@ class Reporting:
         self._calm()
 
     def stats(self, limit: int) -> StatsReport | None:
-        """Up to ``limit`` changed peers, None if there are none or before the first state."""
+        """Up to ``limit`` changed peers, None if there are none or before the first state.
+
+        Where core judges liveness, none are a report too, once a look: to core no report is no evidence of
+        silence. Fewer than ``limit`` are the last of a look.
+        """
         state = self._state
         if not self._stats_due or state.epoch is None:
             self._calm()
             return None
         keys = state.traffic.due(limit, state.roster.peers)
-        if not keys:
+        silence = state.session_policy.liveness == "core" and self._told != self._looks
+        if not keys and not silence:
             self._stats_due = False
             self._calm()
             return None
+        self._given = self._looks if len(keys) < limit else self._told
         peers = []
         for key in keys:
             traffic, session = state.traffic.get(key), state.sessions.get(key)
@@ -113,6 +122,7 @@ class Reporting:
 
     def stats_accepted(self, report: StatsReport) -> None:
         """Core took it: these peers are due again only when they have changed since."""
+        self._told = self._given
         for peer in report.peers:
             self._state.traffic.reported(
                 peer.public_key, peer.rx_bytes, peer.tx_bytes, peer.latest_handshake, peer.endpoint

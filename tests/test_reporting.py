@@ -7,7 +7,7 @@ import pytest
 
 from agent.errors import JournalError
 from agent.fence import Position
-from agent.model import EndReason, PublicKey, Refusal, SessionEnd, UnreadablePeer
+from agent.model import EndReason, PublicKey, Refusal, SessionEnd, SessionPolicy, UnreadablePeer
 from agent.reporting import Reporting
 from agent.state import State
 from tests.support.builders import CORE, NOW, OWN_KEY, after, device, grant, key, observed, peer, snapshot
@@ -135,6 +135,45 @@ def test_stats_name_changed_peers_until_they_are_accepted() -> None:
     assert desk.reported() == set()
     desk.seen(2, rx=150)
     assert desk.reported() == {key(2)}
+
+
+def test_where_core_judges_liveness_a_look_without_changes_is_reported_once() -> None:
+    desk = Desk()
+    desk.pulled(peer(1), policy=SessionPolicy(liveness="core"))
+    desk.seen(1)
+    first = desk.reports.stats(10)
+    assert first is not None
+    assert [p.public_key for p in first.peers] == [key(1)]
+    desk.reports.stats_accepted(first)
+    assert desk.reports.stats(10) is None
+    desk.reports.applied_accepted(desk.reports.applied())  # type: ignore[arg-type]
+    for _ in range(2):
+        desk.seen(1)
+        quiet = desk.reports.stats(10)
+        assert quiet is not None
+        assert quiet.peers == ()
+        assert desk.reports.stats(10) == quiet, "core has not taken it yet"
+        desk.reports.stats_accepted(quiet)
+        assert desk.reports.stats(10) is None
+    assert not desk.is_pending()
+
+
+def test_a_full_report_is_followed_by_one_that_says_that_there_are_no_more() -> None:
+    desk = Desk()
+    desk.pulled(peer(1), peer(2), policy=SessionPolicy(liveness="core"))
+    desk.seen(1, 2)
+    sizes = []
+    while (report := desk.reports.stats(1)) is not None:
+        sizes.append(len(report.peers))
+        desk.reports.stats_accepted(report)
+    assert sizes == [1, 1, 0]
+
+
+def test_where_gateways_judge_a_look_without_changes_is_not_reported() -> None:
+    desk = Desk()
+    desk.pulled(peer(1), policy=SessionPolicy(liveness="gateway"))
+    desk.seen()
+    assert desk.reports.stats(10) is None
 
 
 def test_a_peer_that_changed_while_its_report_was_under_way_is_due_again() -> None:

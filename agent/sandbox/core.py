@@ -18,7 +18,7 @@ from agent.sandbox.directory import Device, Directory, Location
 from agent.sandbox.errors import Refusal
 from agent.sandbox.gateways import Gateways
 from agent.sandbox.http import token_digest
-from agent.sandbox.liveness import Absence
+from agent.sandbox.liveness import Witness
 from agent.sandbox.mfa import Authenticator, Mailer
 from agent.sandbox.push import Pusher
 from agent.sandbox.reports import Reports
@@ -105,7 +105,7 @@ class Core:
         """End sessions that are over at ``now``; return their ids and reasons."""
         ended = self.sessions.sweep(
             self.directory.locations(),
-            lambda location: self._absences(location, now),
+            lambda location: self._witnesses(location, now),
             now,
         )
         self.mfa.forget(now)
@@ -113,9 +113,9 @@ class Core:
             _log.info("session %s ended: %s", session_id, reason)
         return ended
 
-    def _absences(self, location: Location, now: float) -> list[Absence]:
+    def _witnesses(self, location: Location, now: float) -> list[Witness]:
         serving = [g.name for g in self._tokens.values() if g.enabled and g.location == location.name]
-        return self.gateways.absences(serving, location.id, now)
+        return self.gateways.witnesses(serving, location.id, now)
 
     def gateway_list(self) -> list[dict[str, Any]]:
         """Return what is known of each configured gateway, as JSON values."""

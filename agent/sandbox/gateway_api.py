@@ -114,9 +114,14 @@ class _GatewayApi:
         return Response(status_code=202)
 
     async def stats(self, request: Request) -> Response:
-        gateway, _ = self._gateway(request)
+        gateway, location = self._gateway(request)
         report = await http.body_of(request, reports.Stats)
-        self._core.reports.stats(gateway.name, report, self._core.clock())
+        gateways, now = self._core.gateways, self._core.clock()
+        told = self._core.reports.stats(
+            gateway.name, report, now, since=gateways.reported(gateway.name, location.id)
+        )
+        if told is not None:
+            gateways.told(gateway.name, location.id, told)
         return Response(status_code=202)
 
     async def session_ends(self, request: Request) -> Response:

@@ -6,18 +6,20 @@ In memory only: after a restart of core it fills again with the gateways' first 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from agent.sandbox.errors import Refusal
-from agent.sandbox.liveness import Absence
+from agent.sandbox.liveness import Witness
 
 # An agent whose core has no stream polls every 30 s by default; one with a stream is gone without it.
 _POLLING_WINDOW: Final = 75.0
 _RECONNECTING: Final = 5.0
 # Seconds between looks at who of those that are waited for is still there.
 _LOOK: Final = 0.25
+_NEVER: Final = -math.inf, -math.inf
 
 
 @dataclass(slots=True)
@@ -76,6 +78,17 @@ class Gateways:
     started: float
     present: dict[str, Presence] = field(default_factory=dict)
     _waits: dict[int, set[_Wait]] = field(default_factory=dict)
+    _reports: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+
+    def reported(self, name: str, location_id: int) -> float:
+        """Return up to when a gateway has told of all its peers; minus infinity if not since the start."""
+        return self._reports.get((name, location_id), _NEVER)[1]
+
+    def told(self, name: str, location_id: int, at: float) -> None:
+        """Note that a gateway has told of all that had changed at a time."""
+        last = self.reported(name, location_id)
+        if at > last:
+            self._reports[name, location_id] = last, at
 
     def seen(self, name: str, location_id: int, now: float) -> Presence:
         """Note a request of a gateway."""
@@ -95,17 +108,17 @@ class Gateways:
             if held.location_id == location_id and _is_there(held, now)
         }
 
-    def absences(self, names: Iterable[str], location_id: int, now: float) -> list[Absence]:
-        """Return when each of a location's gateways was last away."""
+    def witnesses(self, names: Iterable[str], location_id: int, now: float) -> list[Witness]:
+        """Return what each of a location's gateways can say of its clients."""
         found = []
         for name in names:
-            held = self.present.get(name)
+            held, settled = self.present.get(name), self._reports.get((name, location_id), _NEVER)[0]
             if held is None or held.location_id != location_id:
-                found.append(Absence(self.started, None))
+                found.append(Witness(self.started, None, settled))
             elif _is_there(held, now):
-                found.append(Absence(held.left, held.since))
+                found.append(Witness(held.left, held.since, settled))
             else:
-                found.append(Absence(held.last_seen, None))
+                found.append(Witness(held.last_seen, None, settled))
         return found
 
     async def wait_applied(

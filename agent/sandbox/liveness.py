@@ -1,8 +1,9 @@
-"""Who judges whether a session's client is still there, and since when one has been silent.
+"""Who judges whether a session's client is still there, and for how long one has been silent.
 
 One gateway of a location judges by itself. Of several, each sees only the clients that use it, so
-core judges from what all of them report, and a gateway that can't report is no evidence: a session
-that may be in use there is not judged until the gateway is back.
+core judges from what all of them report, and a gateway that does not report is no evidence: a session
+that may be in use there is not judged until it does. Its counters are cumulative: a report tells of
+all the time before it.
 """
 
 from __future__ import annotations
@@ -16,22 +17,37 @@ from agent.sandbox.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Absence:
-    """When a gateway was last away, in Unix seconds; ``end`` is None while it still is."""
+class Witness:
+    """What a gateway can say of its clients; times in Unix seconds.
 
-    start: float
-    end: float | None
-
-
-def silent_since(last_sign: float, absences: Iterable[Absence]) -> float:
-    """Return since when a session has been silent (Unix seconds), infinity if nobody can say.
-
-    ``last_sign``: its last sign of life on any gateway, or its grant. A gateway that left before that
-    is not the one that the session is used on. One that left later could have seen signs of life
-    that it has not told of, so silence counts from its return.
+    ``left``: when it was last away; ``back``: since when it is there again, None while it is not;
+    ``settled``: the time of its last report but one, minus infinity if there were not two. What has grown
+    is stamped with the report before, so the last report may still hold a later sign than it shows.
     """
-    returns = (math.inf if a.end is None else a.end for a in absences if a.start >= last_sign)
-    return max((last_sign, *returns))
+
+    left: float
+    back: float | None
+    settled: float = -math.inf
+
+
+def known_silence(last_sign: float, witnesses: Iterable[Witness], now: float, *, reports: bool) -> float:
+    """Return for how many seconds a session is known to have been silent; below 0 if nobody can say.
+
+    ``last_sign``: its last sign of life on any gateway, or its grant. A gateway that left before that,
+    and is away, is not the one that the session is used on. ``reports``: the gateways report also when
+    nothing has changed, as they do where core judges; one that is there and does not is no evidence then.
+    Without that, those that are there are believed, once they have reported after an absence.
+    """
+    since, until = last_sign, now
+    for witness in witnesses:
+        if witness.back is None:
+            if witness.left >= last_sign:
+                until = min(until, witness.settled if reports else -math.inf)
+        elif reports:
+            until = min(until, witness.settled)
+        elif witness.left >= last_sign and witness.settled < witness.back:
+            since = max(since, witness.back)
+    return until - since
 
 
 def sent_policy(policy: dict[str, Any], *, shared: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from typing import Annotated, Any, Final
 
@@ -108,11 +109,12 @@ class Reports:
         )
         return refused
 
-    def stats(self, gateway: str, report: Stats, now: float) -> None:
-        """Store peers' counters; note signs of life of their sessions.
+    def stats(self, gateway: str, report: Stats, now: float, *, since: float = -math.inf) -> float | None:
+        """Store peers' counters; note signs of life of their sessions, when they were.
 
-        A sign of life is a changed handshake, or growing rx_bytes while the handshake is recent: a
-        client without the PSK grows rx_bytes too.
+        A sign of life is a changed handshake, at its time, or growing rx_bytes while the handshake is
+        recent: a client without the PSK grows rx_bytes too. What has grown did so after ``since``, up to
+        when this gateway had told of everything. Returns up to when it has now; None if more is to come.
         """
         if len(report.peers) > MAX_STATS_PEERS:
             raise Refusal(413, "too_many_peers", f"Send at most {MAX_STATS_PEERS} peers at once.")
@@ -128,10 +130,13 @@ class Reports:
                     gateway,
                     peer.public_key,
                 )
-                if peer.session_id is not None and _is_alive(peer, handshake, before, sent_at):
+                sign = _sign_of_life(peer, handshake, before, sent_at, since)
+                if peer.session_id is not None and sign is not None:
+                    # By clocks that differ a little a sign may be before the grant, or still to come.
                     self._store.execute(
-                        "UPDATE sessions SET alive_at = ? WHERE id = ? AND public_key = ?",
-                        now,
+                        "UPDATE sessions SET alive_at = max(coalesce(alive_at, granted_at), ?)"
+                        " WHERE id = ? AND public_key = ?",
+                        min(sign, now),
                         peer.session_id,
                         peer.public_key,
                     )
@@ -146,6 +151,7 @@ class Reports:
                     peer.tx_bytes,
                     now,
                 )
+        return min(sent_at, now) if len(report.peers) < MAX_STATS_PEERS else None
 
     def session_ends(self, gateway: str, report: SessionEnds, now: float) -> None:
         """Store ends; one that is reported again changes nothing. A live session ends with it."""
@@ -247,9 +253,14 @@ def _checked(public_key: str, handshake: str | None) -> float | None:
     return None if handshake is None else parse_time(handshake)
 
 
-def _is_alive(peer: PeerStats, handshake: float | None, before: sqlite3.Row | None, sent_at: float) -> bool:
+def _sign_of_life(
+    peer: PeerStats, handshake: float | None, before: sqlite3.Row | None, sent_at: float, since: float
+) -> float | None:
+    """Return when the newest sign of life was that the report shows, None if it shows none."""
     if handshake is None:
-        return False
-    if before is None or before["latest_handshake"] != handshake:
-        return True
-    return bool(peer.rx_bytes > before["rx_bytes"] and sent_at - handshake < _REJECT_AFTER)
+        return None
+    grown = before is not None and peer.rx_bytes > before["rx_bytes"] and sent_at - handshake < _REJECT_AFTER
+    if grown:
+        return max(handshake, since)
+    changed = before is None or before["latest_handshake"] != handshake
+    return handshake if changed else None

@@ -18,7 +18,7 @@ import msgspec
 from agent.encoding import format_key, format_time
 from agent.sandbox.directory import Device, Location, peer_message
 from agent.sandbox.errors import Refusal
-from agent.sandbox.liveness import Absence, silent_since
+from agent.sandbox.liveness import Witness, known_silence
 from agent.sandbox.store import Store, session_object
 
 # Core lets the gateway end a session at its deadline first, so that both give the same reason.
@@ -155,19 +155,19 @@ class Sessions:
     def sweep(
         self,
         locations: list[Location],
-        absences: Callable[[Location], list[Absence]],
+        witnesses: Callable[[Location], list[Witness]],
         now: float,
     ) -> list[tuple[str, str]]:
         """End every session whose time is up or whose client has gone; return ids and reasons.
 
-        ``absences`` says when each of a location's gateways was last away: silence counts only while
-        whoever could have heard a session could also have told. Where core judges, ``idle_timeout``
-        has to be longer than the gateways' ``stats.interval``.
+        ``witnesses`` are a location's gateways: silence counts only as far as all that could have heard a
+        session have told. Where core judges, ``idle_timeout`` has to be longer than the gateways'
+        ``stats.interval``.
         """
         due: list[tuple[str, str]] = []
         for location in locations:
             due += self._over(location, now)
-            due += self._silent(location, absences(location), now)
+            due += self._silent(location, witnesses(location), now)
         with self._store.transaction():
             for session_id, reason in due:
                 self.end(session_id, reason, now)
@@ -188,9 +188,10 @@ class Sessions:
         )
         return [(row["id"], "expired") for row in rows]
 
-    def _silent(self, location: Location, absences: list[Absence], now: float) -> list[tuple[str, str]]:
+    def _silent(self, location: Location, witnesses: list[Witness], now: float) -> list[tuple[str, str]]:
         policy = location.policy
-        grace = IDLE_GRACE if policy["liveness"] == "gateway" else 0.0
+        reports = policy["liveness"] == "core"
+        grace = 0.0 if reports else IDLE_GRACE
         rows = self._store.rows(
             "SELECT * FROM (SELECT id, alive_at IS NULL AS unseen,"
             " coalesce(alive_at, granted_at) AS last_sign,"
@@ -208,7 +209,7 @@ class Sessions:
         return [
             (row["id"], "never_connected" if row["unseen"] else "idle")
             for row in rows
-            if silent_since(row["last_sign"], absences) + row["patience"] <= now
+            if known_silence(row["last_sign"], witnesses, now, reports=reports) >= row["patience"]
         ]
 
     def snapshot(self, location: Location, now: float) -> bytes:

@@ -264,3 +264,11 @@ async def served_scene(**members: Any) -> AsyncIterator[Scene]:
     """The same with the gateway following the stream."""
     async with scene(**members) as held, following(held.gateway):
         yield held
+
+
+async def silent(held: Scene, seconds: float, *gateways: Gateway) -> None:
+    """Time goes by; these gateways (none: the first) say at its end, and 1 s before, that nothing changed."""
+    for step in (seconds - 1, 1):
+        held.clock.advance(step)
+        for gateway in gateways or (held.gateway,):
+            assert (await gateway.stats(now=held.clock.now)).status_code == 202

@@ -5,7 +5,7 @@ import pytest
 
 from agent.encoding import format_time, parse_time
 from agent.sandbox.sessions import EXPIRY_GRACE, IDLE_GRACE, PSK_RETENTION
-from tests.sandbox.parts import START, Gateway, Scene, following, peer_stats, run, scene, served_scene
+from tests.sandbox.parts import START, Gateway, Scene, following, peer_stats, run, scene, served_scene, silent
 
 
 async def report(s: Scene, session: dict[str, Any], **members: Any) -> None:
@@ -95,9 +95,9 @@ def test_a_session_whose_client_has_gone_ends() -> None:
             await s.service.admin.change_location("hq", liveness="core", idle_timeout=100)
             s.clock.advance(50)
             await report(s, session, latest_handshake=format_time(s.clock.now))
-            s.clock.advance(99)
+            await silent(s, 100)
             assert sweep(s) == []
-            s.clock.advance(1)
+            await silent(s, 1)
             assert sweep(s) == ["idle"]
             assert (await last_event(s)).name == "session_revoked"
 
@@ -121,11 +121,12 @@ def test_a_new_handshake_or_growing_rx_after_a_recent_one_is_a_sign_of_life(
             session = await s.connect()
             await s.service.admin.change_location("hq", liveness="core", idle_timeout=100)
             await report(s, session, latest_handshake=format_time(START), rx_bytes=1)
-            s.clock.advance(60)
+            await silent(s, 60)
             handshake = members["latest_handshake"]
             shown = None if handshake is None else format_time(handshake)
             await report(s, session, **(members | {"latest_handshake": shown}))
-            s.clock.advance(41)
+            await silent(s, 41)
+            await silent(s, 1)
             assert sweep(s) == ([] if alive else ["idle"])
 
     run(main())
@@ -139,7 +140,7 @@ def test_rx_growing_without_any_handshake_is_no_connection() -> None:
             s.clock.advance(49)
             await report(s, session, rx_bytes=148)
             assert sweep(s) == []
-            s.clock.advance(1)
+            await silent(s, 2)
             assert sweep(s) == ["never_connected"]
 
     run(main())
@@ -168,10 +169,9 @@ def test_silence_ends_nothing_while_no_gateway_is_there_to_report() -> None:
             s.clock.advance(1000)
             await s.service.start()
             assert sweep(s) == []
-            async with following(Gateway(s.service)):
-                s.clock.advance(99)
+            async with following(Gateway(s.service)) as back:
                 assert sweep(s) == []
-                s.clock.advance(1)
+                await silent(s, 2, back)
                 assert sweep(s) == ["idle"]
 
     run(main())

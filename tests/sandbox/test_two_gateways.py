@@ -8,8 +8,9 @@ import pytest
 
 from agent.encoding import format_time
 from agent.sandbox import config
+from agent.sandbox.reports import MAX_STATS_PEERS
 from agent.sandbox.sessions import EXPIRY_GRACE
-from tests.sandbox.parts import START, Gateway, Scene, following, peer_stats, run, scene
+from tests.sandbox.parts import START, Gateway, Scene, following, new_key, peer_stats, run, scene, silent
 
 ONE: dict[str, object] = {"name": "gw1", "location": "hq", "token": "one"}
 TWO: dict[str, object] = {"name": "gw2", "location": "hq", "token": "two"}
@@ -118,10 +119,109 @@ def test_a_sign_of_life_at_either_gateway_keeps_the_session() -> None:
                 s.clock.advance(49)
                 await alive(s, gateway, session)
                 assert sweep(s) == []
-            s.clock.advance(99)
+            await silent(s, 100, s.gateway, other)
             assert sweep(s) == []
-            s.clock.advance(1)
+            await silent(s, 1, s.gateway, other)
             assert sweep(s) == ["idle"]
+
+    run(main())
+
+
+def test_a_gateway_that_is_there_and_does_not_report_is_no_witness_of_silence() -> None:
+    async def main() -> None:
+        async with both_there() as (s, other):
+            session = await s.connect()
+            await alive(s, s.gateway, session)
+            await silent(s, 500, s.gateway)
+            assert sweep(s) == []
+            await silent(s, 2, other)
+            assert sweep(s) == ["idle"]
+
+    run(main())
+
+
+def test_a_full_report_says_nothing_of_those_who_are_still_to_come() -> None:
+    async def main() -> None:
+        async with both_there() as (s, other):
+            session = await s.connect()
+            await alive(s, s.gateway, session)
+            await silent(s, 500, s.gateway)
+            page = [peer_stats(new_key(), None) for _ in range(MAX_STATS_PEERS)]
+            for _ in range(3):
+                s.clock.advance(1)
+                assert (await other.stats(*page, now=s.clock.now)).status_code == 202
+                assert sweep(s) == []
+
+    run(main())
+
+
+def test_a_gateway_that_comes_and_goes_does_not_keep_the_silent() -> None:
+    async def main() -> None:
+        async with scene(gateways=[ONE, TWO], sessions={"lifetime": 2000}) as s:
+            await s.service.admin.change_location("hq", idle_timeout=100)
+            async with following(s.gateway):
+                session = await s.connect()
+                ended: list[str] = []
+                for turn in range(4):
+                    async with following(second(s)) as other:
+                        if turn == 0:
+                            await alive(s, other, session)
+                        await silent(s, 20, s.gateway, other)
+                        ended += sweep(s)
+                    s.clock.advance(20)
+                    ended += sweep(s)
+                assert ended == ["idle"]
+
+    run(main())
+
+
+def test_who_has_been_active_at_a_gateway_that_was_away_is_not_idle_when_it_is_back() -> None:
+    async def main() -> None:
+        async with scene(gateways=[ONE, TWO], sessions={"lifetime": 2000}) as s:
+            await s.service.admin.change_location("hq", idle_timeout=100)
+            async with following(s.gateway):
+                async with following(second(s)) as other:
+                    session = await s.connect()
+                    await alive(s, other, session)
+                await silent(s, 500, s.gateway)
+                async with following(second(s)) as other:
+                    # Shaken hands 110 s ago, and sent something every second since.
+                    handshake = format_time(s.clock.now - 110)
+                    for rx in (5000, 6000, 7000):
+                        await alive(s, other, session, latest_handshake=handshake, rx_bytes=rx)
+                        assert sweep(s) == []
+                        s.clock.advance(20)
+
+    run(main())
+
+
+def test_a_handshake_of_long_ago_is_no_new_sign_of_life() -> None:
+    async def main() -> None:
+        async with both_there() as (s, other):
+            session = await s.connect()
+            s.clock.advance(5)
+            handshake = format_time(s.clock.now)
+            await silent(s, 99, s.gateway, other)
+            await alive(s, other, session, latest_handshake=handshake)
+            [held] = await s.service.admin.sessions()
+            assert held["alive_at"] == handshake
+            await silent(s, 2, s.gateway, other)
+            assert sweep(s) == ["idle"]
+
+    run(main())
+
+
+def test_what_has_grown_is_a_sign_of_the_time_since_the_gateways_last_report() -> None:
+    async def main() -> None:
+        async with both_there() as (s, other):
+            session = await s.connect()
+            await alive(s, other, session, latest_handshake=format_time(START))
+            s.clock.advance(40)
+            await silent(s, 10, other)
+            s.clock.advance(30)
+            await alive(s, other, session, latest_handshake=format_time(START), rx_bytes=99)
+            [held] = await s.service.admin.sessions()
+            assert held["alive_at"] == format_time(START + 50)
 
     run(main())
 
@@ -130,11 +230,11 @@ def test_a_session_that_no_gateway_has_seen_was_never_connected() -> None:
     async def main() -> None:
         async with both_there() as (s, other):
             session = await s.connect()
-            s.clock.advance(49)
+            await silent(s, 50, s.gateway, other)
             # Whoever knocks without the PSK makes rx grow, at one gateway or both.
             await alive(s, other, session, latest_handshake=None, rx_bytes=148)
             assert sweep(s) == []
-            s.clock.advance(1)
+            await silent(s, 2, s.gateway, other)
             assert sweep(s) == ["never_connected"]
 
     run(main())
@@ -149,12 +249,11 @@ def test_silence_is_no_evidence_while_a_gateway_that_may_hold_the_client_is_away
                     session = await s.connect()
                     await alive(s, other, session)
                     s.clock.advance(1)
-                s.clock.advance(1500)
+                await silent(s, 1500, s.gateway)
                 assert sweep(s) == []
-                async with following(second(s)):
-                    s.clock.advance(99)
+                async with following(second(s)) as other:
                     assert sweep(s) == []
-                    s.clock.advance(1)
+                    await silent(s, 2, other)
                     assert sweep(s) == ["idle"]
 
     run(main())
@@ -182,9 +281,9 @@ def test_who_was_seen_elsewhere_since_a_gateway_left_is_judged_without_it() -> N
                     s.clock.advance(1)
                 s.clock.advance(30)
                 await alive(s, s.gateway, session)
-                s.clock.advance(99)
+                await silent(s, 100, s.gateway)
                 assert sweep(s) == []
-                s.clock.advance(1)
+                await silent(s, 1, s.gateway)
                 assert sweep(s) == ["idle"]
 
     run(main())
@@ -198,9 +297,9 @@ def test_who_was_granted_since_a_gateway_left_is_judged_without_it() -> None:
                 pass
             s.clock.advance(10)
             await s.connect()
-            s.clock.advance(49)
+            await silent(s, 50, s.gateway)
             assert sweep(s) == []
-            s.clock.advance(1)
+            await silent(s, 1, s.gateway)
             assert sweep(s) == ["never_connected"]
 
     run(main())
@@ -215,11 +314,12 @@ def test_after_a_restart_of_core_nobody_is_judged_before_all_gateways_are_back()
             await s.service.kill()
             s.clock.advance(500)
             await s.service.start()
-            async with following(Gateway(s.service, "one")):
-                s.clock.advance(500)
+            async with following(Gateway(s.service, "one")) as first:
+                await silent(s, 500, first)
                 assert sweep(s) == []
-                async with following(second(s)):
-                    s.clock.advance(100)
+                async with following(second(s)) as other:
+                    assert sweep(s) == []
+                    await silent(s, 100, first, other)
                     assert sweep(s) == ["idle"]
 
     run(main())
