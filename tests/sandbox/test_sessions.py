@@ -8,6 +8,11 @@ from agent.sandbox.sessions import EXPIRY_GRACE, IDLE_GRACE, PSK_RETENTION
 from tests.sandbox.parts import START, Gateway, Scene, following, peer_stats, run, scene, served_scene, silent
 
 
+@pytest.fixture(autouse=True)
+def swept_by_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.sandbox.core.SWEEP_INTERVAL", 3600.0)
+
+
 async def report(s: Scene, session: dict[str, Any], **members: Any) -> None:
     peer = peer_stats(s.laptop, session["id"], **members)
     assert (await s.gateway.stats(peer, now=s.clock.now)).status_code == 202

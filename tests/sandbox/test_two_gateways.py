@@ -16,6 +16,11 @@ ONE: dict[str, object] = {"name": "gw1", "location": "hq", "token": "one"}
 TWO: dict[str, object] = {"name": "gw2", "location": "hq", "token": "two"}
 
 
+@pytest.fixture(autouse=True)
+def swept_by_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.sandbox.core.SWEEP_INTERVAL", 3600.0)
+
+
 def second(s: Scene) -> Gateway:
     return Gateway(s.service, "two")
 
