@@ -21,6 +21,8 @@ from agent.errors import InvalidMessage
 from agent.fence import Position
 from agent.model import Snapshot
 
+_PULLS: Final = 30
+"""Times that a state is asked for after a resync."""
 _RETRY: Final = 0.3
 """Seconds between two connections, and two pulls of a core that is coming back."""
 
@@ -111,12 +113,20 @@ class Follower:
         if isinstance(item, ServerEvent):
             self.history.append(item)
             if item.type == "resync":
-                self.position = await self.pull() or self.position
+                await self._start_over()
             else:
                 with contextlib.suppress(InvalidMessage):
                     self.position = Position(*parse_position(item.id))
             self._unconfirmed.set()
         await self._notify()
+
+    async def _start_over(self) -> None:
+        """Pull the state as an agent does that has to: again, if core can't give it at once."""
+        for _ in range(_PULLS):
+            if (position := await self.pull()) is not None:
+                self.position = position
+                return
+            await asyncio.sleep(_RETRY)
 
     async def _notify(self) -> None:
         async with self._moved:
