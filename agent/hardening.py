@@ -6,18 +6,19 @@ import ctypes
 import resource
 from typing import Final
 
-import structlog
-
 _PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 
-_log = structlog.get_logger(__name__)
 
-
-def forbid_core_dumps() -> None:
-    """Make the process undumpable; where the system forbids that, it is logged."""
+def forbid_core_dumps(*, quietly: bool = False) -> None:
+    """Make the process undumpable; where the system forbids that, it is logged unless ``quietly``."""
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl")
     except (OSError, ValueError) as error:
-        _log.warning("core dumps could not be turned off", error=str(error))
+        if quietly:
+            return
+        # `run` calls this before anything else, and its modules are imported as agent.commands.run has it.
+        import structlog  # noqa: PLC0415
+
+        structlog.get_logger(__name__).warning("core dumps could not be turned off", error=str(error))

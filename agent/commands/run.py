@@ -8,11 +8,16 @@ import importlib.util
 import sys
 from typing import Any
 
-from agent.commands.chosen import choose
+from agent.hardening import forbid_core_dumps
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the daemon until it is told to stop."""
+    # Before the rest is even imported: until then others of its user may trace it, and who does may go on.
+    # The daemon does it again once it can log that it could not.
+    forbid_core_dumps(quietly=True)
+    from agent.commands.chosen import choose  # noqa: PLC0415
+
     choice = choose(arguments)
     result: int = load_daemon().run(choice.load(), choice.path, choice.interface)
     return result

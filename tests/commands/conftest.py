@@ -17,4 +17,5 @@ def core_limit_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command does to its process would here be done to that of all tests."""
     monkeypatch.setattr("agent.commands.check.forbid_core_dumps", lambda: None)
     monkeypatch.setattr("agent.commands.conformance.forbid_core_dumps", lambda: None)
+    monkeypatch.setattr("agent.commands.run.forbid_core_dumps", lambda **_: None)
     monkeypatch.setattr("agent.commands.import_defguard.forbid_core_dumps", lambda: None)

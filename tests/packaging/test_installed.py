@@ -5,6 +5,7 @@ In their order: each test leaves what the next begins with.
 
 import hashlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -95,6 +96,29 @@ def test_installed_configured_and_enabled_it_lets_a_client_in(life: Life) -> Non
     assert tree_of(site.unit.pid) == (LIB / "current").resolve()
     assert oct(ETC.stat().st_mode) == oct(0o40711)
     assert sh("dpkg", "--verify", "wg-agent").stdout == ""
+
+
+def test_each_interface_has_a_user_of_its_own(life: Life) -> None:
+    other = "wg-agent@wg1.service"
+    drop_in = Path(f"/run/systemd/system/{other}.d/stand-in.conf")
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Service]\nType=exec\nExecStart=\nExecStart=sleep 1000\nWatchdogSec=0\n")
+    sh("systemctl", "daemon-reload")
+    try:
+        sh("systemctl", "start", other)
+        theirs = Path(f"/proc/{sh('systemctl', 'show', '-p', 'MainPID', '--value', other).stdout.strip()}")
+        ours = Path(f"/proc/{life.site.unit.pid}")
+        assert len({0, theirs.stat().st_uid, ours.stat().st_uid}) == 3
+        assert {STATE.stat().st_uid, (STATE.parent / "wg1").stat().st_uid} == {
+            ours.stat().st_uid,
+            theirs.stat().st_uid,
+        }
+    finally:
+        sh("systemctl", "stop", other)
+        shutil.rmtree(drop_in.parent)
+        for states in STATES[1::2]:
+            shutil.rmtree(states / "wg1", ignore_errors=True)
+        sh("systemctl", "daemon-reload")
 
 
 @pytest.mark.reliability(
