@@ -127,7 +127,7 @@ def test_a_removal_that_fails_starts_the_agents_again_that_it_has_stopped(box: B
     assert runs(box)
     assert box.sh("cat /run/wg-agent/wg0/wg0.lock") != before
     assert not box.has("/run/wg-agent-stopped")
-    assert box.sh("dpkg-query -W -f '${Status}' wg-agent") == "install ok installed"
+    assert box.sh("dpkg-query -W -f '${Status}' wg-agent").endswith(" ok installed")
 
 
 def test_an_upgrade_without_systemd_says_that_what_runs_was_not_restarted(box: Box) -> None:
