@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.errors import AgentError, ConfigError
+from agent.sandbox import program
 
 # Subcommand, the module whose main(argv) runs it, what it does. Imported only when asked for.
 COMMANDS: Final = {
@@ -24,13 +25,20 @@ COMMANDS: Final = {
 }
 
 
+def core_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``core``'s arguments."""
+    parser = argparse.ArgumentParser(prog=program("core"))
+    parser.add_argument(
+        "--config", required=True, type=Path, metavar="FILE", help="users, gateways, locations"
+    )
+    return parser
+
+
 def core_main(argv: list[str]) -> int:
     """Run ``core --config FILE`` until SIGTERM or SIGINT."""
     from agent.sandbox import app, config, core  # noqa: PLC0415 (mail and client need none of it)
 
-    parser = argparse.ArgumentParser(prog="python -m agent.sandbox core")
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE")
-    arguments = parser.parse_args(argv)
+    arguments = core_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     asyncio.run(app.serve(core.Core(config.load(arguments.config), time.time)))
@@ -39,7 +47,9 @@ def core_main(argv: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; return its exit code: 0 fine, 1 it failed, 2 usage or configuration."""
-    parser = argparse.ArgumentParser(prog="python -m agent.sandbox", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program(), description="A small core and client to try wg-agent with."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text) in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)

@@ -26,7 +26,7 @@ from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key, parse_key
 from agent.errors import AgentError, ConfigError, CoreRejected, CoreUnavailable, InvalidMessage
 from agent.keys import read_secret_file
-from agent.sandbox import client_device
+from agent.sandbox import client_device, program
 from agent.sandbox.admin import refusal_in
 from agent.sandbox.client_device import DEFAULT_MTU, Tunnel
 from agent.sandbox.urls import core_url
@@ -233,7 +233,7 @@ def show_key(arguments: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``client``'s arguments."""
     root = argparse.ArgumentParser(
-        prog="python -m agent.sandbox client",
+        prog=program("client"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

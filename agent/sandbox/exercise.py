@@ -17,6 +17,7 @@ import httpx
 import pyotp
 
 from agent.errors import AgentError
+from agent.sandbox import program
 from agent.sandbox.addresses import AddressPlan
 from agent.sandbox.admin import AdminClient, refusal_in
 from agent.sandbox.config import secret
@@ -108,14 +109,19 @@ class Exerciser:
 
 def main(argv: list[str]) -> int:
     """Run ``exercise --core URL --admin-token-file FILE --location NAME ACTION [KEY] [KEY]``."""
-    parser = argparse.ArgumentParser(prog="python -m agent.sandbox exercise")
-    parser.add_argument("--core", required=True, metavar="URL", help="the core without a path")
-    parser.add_argument("--admin-token-file", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--location", required=True, metavar="NAME")
-    parser.add_argument("--ca-file", metavar="FILE")
-    parser.add_argument("action", metavar="ACTION")
-    parser.add_argument("keys", nargs="*", metavar="KEY")
-    return asyncio.run(_run(parser.parse_args(argv)))
+    return asyncio.run(_run(parser().parse_args(argv)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``exercise``'s arguments."""
+    made = argparse.ArgumentParser(prog=program("exercise"))
+    made.add_argument("--core", required=True, metavar="URL", help="the core without a path")
+    made.add_argument("--admin-token-file", required=True, type=Path, metavar="FILE")
+    made.add_argument("--location", required=True, metavar="NAME")
+    made.add_argument("--ca-file", metavar="FILE", help="trust this CA instead of the system's")
+    made.add_argument("action", metavar="ACTION")
+    made.add_argument("keys", nargs="*", metavar="KEY")
+    return made
 
 
 async def _run(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from agent.sandbox import program
 from agent.sandbox.config import split_address
 
 _CODE: Final = re.compile(r"\bis ([0-9]{6})\b")
@@ -120,10 +121,15 @@ async def _serve(host: str, port: int, folder: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Run ``mail --listen HOST:PORT --dir DIR`` until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m agent.sandbox mail", description=main.__doc__)
-    parser.add_argument("--listen", default="127.0.0.1:2525", metavar="HOST:PORT")
-    parser.add_argument("--dir", required=True, type=Path, help="where messages are kept")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     host, port = split_address(arguments.listen)
     asyncio.run(_serve(host, port, arguments.dir))
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``mail``'s arguments."""
+    made = argparse.ArgumentParser(prog=program("mail"), description=main.__doc__)
+    made.add_argument("--listen", default="127.0.0.1:2525", metavar="HOST:PORT")
+    made.add_argument("--dir", required=True, type=Path, help="where messages are kept")
+    return made

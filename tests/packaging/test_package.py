@@ -15,6 +15,8 @@ import pytest
 
 from agent import __version__
 from agent.__main__ import _parser
+from agent.sandbox import client, demo, exercise, mail
+from agent.sandbox.__main__ import core_parser
 from tests.docs.markdown import parse
 from tests.support import package
 from tests.support.package import LIB, ROOT
@@ -206,9 +208,37 @@ def test_its_man_page_has_every_command_and_option() -> None:
     commands, _, _ = text.partition(".SH COMMANDS")[2].partition("\n.SH ")
     headings = re.findall(r"(?m)^\.TP\n\.B ([\w-]+)", commands)
 
-    wanted = list(spoken(_parser()))
+    # The demo's are known to the sandbox only.
+    wanted = [*spoken(_parser()), *(("demo", option) for _, option in spoken(demo.parser()))]
     assert sorted(headings) == sorted({name for name, _ in wanted if name})
     assert {option for _, option in wanted if not re.search(rf"{option}\b", text)} == set()
+
+
+def test_the_sandboxs_man_page_has_every_option() -> None:
+    text = (ROOT / "docs/man/wg-agent-sandbox.1").read_text().replace("\\-", "-")
+    parsers = [core_parser(), client.parser(), mail.parser(), exercise.parser(), demo.parser()]
+
+    options = {option for parser in parsers for _, option in spoken(parser) if option}
+    assert {"--ca-file", "--keep", "--wait", "--listen"} <= options
+    assert {option for option in options if not re.search(rf"{option}\b", text)} - {"--help"} == set()
+
+
+def test_the_sandbox_calls_itself_what_it_was_called(tree: Path) -> None:
+    command = (tree / "usr/bin/wg-agent-sandbox").read_text().splitlines()[-1]
+    python = [str(tree / DIST / "bin/python3")]
+    called = subprocess.run(
+        ["sh", "-c", command.replace("exec ", "tree=$0; exec ", 1), tree / DIST, "exercise", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    module = subprocess.run(
+        [*python, "-I", "-m", "agent.sandbox", "--help"], capture_output=True, text=True, check=True, cwd="/"
+    )
+
+    assert called.stdout.startswith("usage: wg-agent-sandbox exercise ")
+    assert module.stdout.startswith("usage: python -m agent.sandbox ")
 
 
 def complete(tree: Path, *words: str) -> list[str]:

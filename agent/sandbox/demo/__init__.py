@@ -23,14 +23,19 @@ from agent.wireguard.kernel import kernel_has_wireguard
 
 def main(argv: list[str]) -> int:
     """Play the demo; return the exit code. Raises ConfigError if something that it takes is missing."""
-    parser = argparse.ArgumentParser(prog="wg-agent demo", description=__doc__.partition("\n")[0])
-    parser.add_argument("--keep", action="store_true", help="keep the folder with settings and logs")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     if os.geteuid() != 0:
         _as_root(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     return asyncio.run(play.run(_wireguard(), keep_files=arguments.keep))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the demo's arguments."""
+    made = argparse.ArgumentParser(prog="wg-agent demo", description=__doc__.partition("\n")[0])
+    made.add_argument("--keep", action="store_true", help="keep the folder with settings and logs")
+    return made
 
 
 def _as_root(argv: list[str]) -> None:
