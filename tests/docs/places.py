@@ -37,6 +37,7 @@ PLACES: Final[dict[str, Place]] = {
     "docs/security.md#the-unit": Place.HOST,
     "docs/defguard.md": Place.GATEWAY,
     "docs/high-availability.md#2-the-agents": Place.GATEWAY,
+    "docs/core-api.md": Place.GATEWAY,
     "docs/monitoring/README.md": Place.CHECKOUT,
 }
 """By document, or by document#section, which goes before."""
@@ -45,10 +46,6 @@ ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
     "docs/install.md": (
         "tests/packaging/test_installed.py",
         "installs, upgrades, removes and purges the package under systemd, with apt's own commands",
-    ),
-    "docs/core-api.md": (
-        "tests/conformance/test_sandbox.py",
-        "runs the same check on the sandbox core, and judges every clause",
     ),
     "docs/high-availability.md": (
         "tests/e2e/test_two_gateways.py",
@@ -70,6 +67,10 @@ EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
     ("README.md", "make lint"): "it is run beside the tests (.ci/run)",
     ("README.md", "make bench"): "takes an hour; tests/bench/test_bench.py runs its parts",
     ("README.md", "make reliability"): "takes an hour; each of its scenarios has a shorter one in the tests",
+    (
+        "docs/core-api.md#is-it-right",
+        "wg-agent conformance --core https://core.example.com/gateway/v1/ --token-file token",
+    ): "it is run on a real core further down, with what makes core change",
     ("docs/operations.md#upgrade", "systemctl restart wg-agent@wg0"): (
         "tests/packaging/test_installed.py upgrades with live traffic; a restart is run further down"
     ),
