@@ -26,6 +26,7 @@ def test_a_state_folder_is_the_first_ones_who_claims_it(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_nobodys(tmp_path: Path) -> None:
     refuse_others_state(tmp_path / "none", "wg0")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_that_takes_no_files_keeps_nobody_from_starting(tmp_path: Path) -> None:
@@ -34,6 +35,8 @@ def test_a_folder_that_takes_no_files_keeps_nobody_from_starting(tmp_path: Path)
 
     claim_state(tmp_path, "wg0")
     claim_state(tmp_path / "none", "wg0")
+    assert owner_file(tmp_path).read_text() == ""
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_agent_touches_nothing_of_another_interfaces(tmp_path: Path) -> None:
