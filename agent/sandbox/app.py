@@ -67,6 +67,20 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _File:
+    """A unix socket's name in the file system, which does not go with the socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = path.stat().st_ino
+
+    def remove(self) -> None:
+        """Remove it, unless another core has its own there by now."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+
+
 class Running:
     """A core that serves. ``addresses`` are its listeners, ports filled in."""
 
@@ -75,6 +89,8 @@ class Running:
         self.core = core
         self._sockets = [_bind(address) for address in core.config.listen]
         self.addresses = [_name(sock) for sock in self._sockets]
+        unix = [sock for sock in self._sockets if sock.family == socket.AF_UNIX]
+        self._files = [_File(Path(sock.getsockname())) for sock in unix]
         self._server = _Server(
             uvicorn.Config(
                 application(core),
@@ -95,6 +111,8 @@ class Running:
         finally:
             for sock in self._sockets:
                 sock.close()
+            for file in self._files:
+                file.remove()
 
     async def started(self) -> None:
         """Return once connections are accepted."""

@@ -61,6 +61,25 @@ def test_a_killed_core_comes_back_with_the_same_epoch_and_revision(tmp_path: Pat
         assert process.wait(5) == 0
 
 
+def test_a_core_that_ends_leaves_no_socket_behind_and_takes_no_other_cores(tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    shared = tmp_path / "core.sock"
+    for name in (tmp_path, folder):
+        text = CONFIG.format(folder=name, listen="127.0.0.1:0").replace(f"{folder}/core.sock", str(shared))
+        (name / "core.toml").write_text(text)
+    with (
+        program("core", "--config", str(tmp_path / "core.toml")) as (first, _),
+        program("core", "--config", str(folder / "core.toml")) as (second, _),
+    ):
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(5) == 0
+        assert shared.is_socket()
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(5) == 0
+        assert not shared.exists()
+
+
 def test_the_mail_server_keeps_messages_as_files(tmp_path: Path) -> None:
     folder = tmp_path / "mail"
     with program("mail", "--listen", "127.0.0.1:0", "--dir", str(folder)) as (process, address):
