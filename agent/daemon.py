@@ -27,6 +27,7 @@ from agent.control import bind_control, control_app
 from agent.core.connection import Core, HttpCore
 from agent.core.push import push_app
 from agent.curve25519 import public_key
+from agent.desk import Desk
 from agent.encoding import format_key, network_of
 from agent.errors import AgentError, ConfigError, GuardError
 from agent.expiry import token_expiry
@@ -163,6 +164,7 @@ class _Daemon:
             warden=self._warden,
             service_result=take_service_result(config.paths.runtime),
         )
+        self._desk = Desk(self._reconciler, self._metrics, self._warden)
         self._acl = AclFirewall(
             config.interface.name,
             self._vpn_networks,
@@ -189,9 +191,9 @@ class _Daemon:
         return self._config.firewall.acl and self._config.core.protocol == "defguard"
 
     def _open_core(self) -> Core:
-        config, reports = self._config, self._reconciler.reports
+        config, inbox, reports = self._config, self._reconciler.inbox, self._reconciler.reports
         if config.core.protocol == "http":
-            return HttpCore(config, self._secrets, self._reconciler, reports)
+            return HttpCore(config, self._secrets, inbox, reports)
         try:
             # Only who has asked for it pays for gRPC.
             defguard: Any = importlib.import_module("agent.core.defguard.connection")
@@ -201,7 +203,7 @@ class _Daemon:
                 "the Debian package has it; from a checkout: pipx install '.[defguard]'",
             ) from None
         core: Core = defguard.open_core(
-            config, self._secrets, self._reconciler, reports, self._acl, self._note_certificates
+            config, self._secrets, inbox, reports, self._acl, self._note_certificates
         )
         return core
 
@@ -308,7 +310,7 @@ class _Daemon:
 
     async def _become_ready(self) -> None:
         """READY after the first state is in the kernel, or after adoption if core can't be had."""
-        await self._reconciler.settled.wait()
+        await self._reconciler.inbox.settled.wait()
         self._ready = True
         self._notifier.ready(self._status_line())
 
@@ -324,7 +326,7 @@ class _Daemon:
             await asyncio.sleep(_GUARD_LOOKS)
 
     def _status_line(self) -> str:
-        core = "core connected" if self._reconciler.core_connected else "core unreachable"
+        core = "core connected" if self._reconciler.inbox.core_connected else "core unreachable"
         peers = len(self._reconciler.writer.mirror.peers)
         return f"{core}, {peers} peers up, {len(self._state.sessions)} sessions"
 
@@ -350,14 +352,14 @@ class _Daemon:
             return False, "starting"
         if self._reconciler.expiry_late:
             return False, "sessions past their deadline are still on the interface"
-        if not self._reconciler.core_connected:
-            return False, f"core is unreachable: {self._reconciler.core_error}"
-        if not self._reconciler.up:
+        if not self._reconciler.inbox.core_connected:
+            return False, f"core is unreachable: {self._reconciler.inbox.core_error}"
+        if not self._reconciler.keeper.up:
             return False, "the interface is down"
         return True, ""
 
     async def _render(self) -> bytes:
-        self._reconciler.refresh_metrics()
+        self._desk.refresh_metrics()
         return await self._metrics.render()
 
     def _listeners(self) -> list[_Listener]:
@@ -366,11 +368,11 @@ class _Daemon:
         bound: list[_Listener] = []
         own = own_app(self._render, CONTENT_TYPE, self._is_healthy, self._is_ready)
         bound.append(_Listener(own, bind(config.http.listen, "http.listen")))
-        bound.append(_Listener(control_app(self._reconciler), bind_control(config.control_socket)))
+        bound.append(_Listener(control_app(self._desk), bind_control(config.control_socket)))
         push = config.push
         if self._secrets.push_secret is not None:
             app = push_app(
-                self._reconciler,
+                self._reconciler.inbox,
                 self._secrets.push_secret.get_secret_value(),
                 lambda: None if self._state.location is None else self._state.location.id,
                 max_body=push.max_body,

@@ -1,7 +1,7 @@
 """What the adapters and the reconciler know of each other.
 
 Adapters never import one another: sources of events are given an ``Inbox``, senders of reports a
-``Reports``, the operator's socket an ``Operator``; the reconciler and the daemon implement them.
+``Reports``, the operator's socket an ``Operator``; ``intake``, ``reporting`` and ``desk`` implement them.
 """
 
 from __future__ import annotations

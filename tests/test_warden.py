@@ -32,10 +32,9 @@ class GuardedAgent(Agent):
 
     def _warden(self, guard: Guard) -> Warden:
         required, lease = self._about
-        self.warden = Warden(
+        return Warden(
             state=self.state, guard=guard, read_clock=self.world.clock, required=required, lease=lease
         )
-        return self.warden
 
 
 class Gateway:
@@ -615,7 +614,7 @@ def test_what_is_still_to_follow_is_no_drift(gateway: Gateway) -> None:
             core.change(granted(2, grant("s2", 2, lasts=7200))),
             core.change(granted(3, grant("s3", 3))),
         ]
-        given = agent.reconciler.submit(changes, 0.0)
+        given = agent.inbox.submit(changes, 0.0)
         gateway.world.clock.advance(5)
         gateway.guard.ends[prefix("10.8.0.4")] = gateway.monotonic() + 0.1
         agent.reconciler.guard_disturbed()
@@ -812,7 +811,7 @@ def test_core_lost_for_too_long_ends_sessions_that_only_the_table_knows(gateway:
         await agent.give(core.state([live(1), peer(2, mfa_exempt=True)]))
 
     async def second(agent: Agent, core: Core) -> None:
-        agent.reconciler.core_lost_grace = 30
+        agent.inbox.core_lost_grace = 30
         gateway.world.clock.advance(31)
         await agent.tick()
         assert gateway.world.on_interface().keys() == {key(2)}

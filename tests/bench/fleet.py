@@ -48,8 +48,8 @@ async def one_agent(folder: Path, url: str, number: int) -> NoReturn:
         journal=Journal(place, clock.boot_id()),
         metrics=Metrics("wg0", "0", per_peer=False),
     )
-    client = CoreClient(url, f"agent-{number}", clock=clock.read, heard=reconciler.heard)
-    sync = CoreSync(client, reconciler, poll_interval=30)
+    client = CoreClient(url, f"agent-{number}", clock=clock.read, heard=reconciler.inbox.heard)
+    sync = CoreSync(client, reconciler.inbox, poll_interval=30)
     reporter = Reporter(client, reconciler.reports, started_at=time.time(), accepted=sync.core_found)
     await reconciler.start()
     async with asyncio.TaskGroup() as tasks:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from agent.desk import Desk
 from agent.errors import JournalError
 from agent.journal import Entry, Journal
 from agent.metrics import Metrics
@@ -169,6 +170,7 @@ class Agent:
         self.state = State(limits, OWN_KEY)
         self.metrics = Metrics("wg0", "0")
         self.journal = WatchedJournal(world)
+        self.warden = None if world.guard is None else self._warden(world.guard)
         self.reconciler = Reconciler(
             interface="wg0",
             state=self.state,
@@ -178,9 +180,11 @@ class Agent:
             read_clock=world.clock,
             core_lost_grace=core_lost_grace,
             alive=self._alive,
-            warden=None if world.guard is None else self._warden(world.guard),
+            warden=self.warden,
             service_result=service_result,
         )
+        self.inbox = self.reconciler.inbox
+        self.desk = Desk(self.reconciler, self.metrics, self.warden, world.clock)
         self._task: asyncio.Task[None] | None = None
 
     def _warden(self, guard: RecordingGuard) -> Warden:
@@ -221,7 +225,7 @@ class Agent:
             self._task.cancel()
             self._task = None
         # A write under way is let through: the process would take its thread along.
-        self.reconciler._books._disk.submit(self.journal.close).result()
+        self.reconciler.books._disk.submit(self.journal.close).result()
 
     async def _wait(self, answer: "asyncio.Future[Any]") -> Any:
         assert self._task is not None
@@ -232,7 +236,7 @@ class Agent:
 
     async def give(self, message: Snapshot | Sequence[Change]) -> Outcome:
         """Deliver it, wait for what came of it, and until the step is over, its list journalled."""
-        outcome = await self._wait(self.reconciler.submit(message, time.monotonic()))
+        outcome = await self._wait(self.inbox.submit(message, time.monotonic()))
         assert isinstance(outcome, Outcome)
         step = self.reconciler._under_way
         while step is not None and self.reconciler._under_way is step:  # noqa: ASYNC110 nobody sets an event
@@ -257,7 +261,7 @@ class Agent:
 
     async def end(self, *numbers: int) -> dict[str, Any]:
         """The operator ends these sessions."""
-        answer = asyncio.ensure_future(self.reconciler.end([key(n) for n in numbers]))
+        answer = asyncio.ensure_future(self.desk.end([key(n) for n in numbers]))
         ended = await self._wait(answer)
         assert isinstance(ended, dict)
         return ended

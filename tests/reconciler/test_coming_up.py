@@ -13,12 +13,12 @@ def test_while_the_interface_may_not_come_up_grants_are_answered_and_sessions_en
         await agent.tick()
         assert set(world.on_interface()) == {key(2)}
         assert agent.ends() == {"s1": "expired"}
-        assert (world.host.up, agent.reconciler.up) == (False, False)
-        assert (await agent.reconciler.status())["device_error"] == ""
+        assert (world.host.up, agent.reconciler.keeper.up) == (False, False)
+        assert (await agent.desk.status())["device_error"] == ""
 
         world.host.comes_up_later = False
         await agent.tick()
-        assert (world.host.up, agent.reconciler.up) == (True, True)
+        assert (world.host.up, agent.reconciler.keeper.up) == (True, True)
 
     world.host.comes_up_later = True
     with_agent(world, scenario)
@@ -27,13 +27,13 @@ def test_while_the_interface_may_not_come_up_grants_are_answered_and_sessions_en
 def test_why_the_interface_stays_down_is_shown_until_it_is_up(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1)]))
-        assert (await agent.reconciler.status())["device_error"] == "wg0 stays down"
+        assert (await agent.desk.status())["device_error"] == "wg0 stays down"
         assert set(world.on_interface()) == {key(1)}
 
         world.host.held_down = None
         await agent.tick()
-        assert (world.host.up, agent.reconciler.up) == (True, True)
-        assert (await agent.reconciler.status())["device_error"] == ""
+        assert (world.host.up, agent.reconciler.keeper.up) == (True, True)
+        assert (await agent.desk.status())["device_error"] == ""
 
     world.host.held_down = "wg0 stays down"
     with_agent(world, scenario)

@@ -151,11 +151,11 @@ def test_a_device_that_fails_for_good_fails_the_delivery_and_is_tried_at_each_ti
         with pytest.raises(DeviceError):
             await agent.give([core.change(granted(1, grant("s1", 1)))])
         assert agent.applied() is None
-        assert (await agent.reconciler.status())["device_error"]
+        assert (await agent.desk.status())["device_error"]
         world.host.reads_fail = world.host.fails = 0
         await agent.tick()
         assert world.on_interface() == {key(1): psk(1)}
-        assert (await agent.reconciler.status())["device_error"] == ""
+        assert (await agent.desk.status())["device_error"] == ""
         assert (await agent.acknowledge()).revision == 2
 
     with_agent(world, scenario)
@@ -166,10 +166,10 @@ def test_the_first_state_counts_as_pulled_also_if_the_kernel_took_it_late(world:
         world.host.reads_fail = world.host.fails = 1_000_000
         with pytest.raises(DeviceError):
             await agent.give(core.state([live(1)]))
-        assert not agent.reconciler.settled.is_set()
+        assert not agent.inbox.settled.is_set()
         world.host.reads_fail = world.host.fails = 0
         await agent.tick()
-        assert agent.reconciler.settled.is_set()
+        assert agent.inbox.settled.is_set()
         assert agent.metric("wg_agent_applied_revision") == 1
 
     with_agent(world, scenario)
@@ -305,11 +305,11 @@ def test_settings_that_the_link_can_not_have_keep_nobody_on_it(world: World) -> 
         world.clock.advance(30)
         await agent.tick()
         assert world.on_interface() == {}
-        assert "the port is taken" in (await agent.reconciler.status())["device_error"]
+        assert "the port is taken" in (await agent.desk.status())["device_error"]
         world.host.taken_ports = frozenset()
         await agent.tick()
         assert world.host.listen_port == 53
-        assert (await agent.reconciler.status())["device_error"] == ""
+        assert (await agent.desk.status())["device_error"] == ""
 
     async def again(agent: Agent, core: Core) -> None:
         assert agent.state.sessions == {}
@@ -325,9 +325,9 @@ def test_an_interface_that_can_not_be_read_shows_in_the_status_until_it_can(worl
         world.host.reads_fail = 1
         await agent.look()
         await agent.tick()
-        assert "can't be read" in (await agent.reconciler.status())["device_error"]
+        assert "can't be read" in (await agent.desk.status())["device_error"]
         await agent.look()
-        assert (await agent.reconciler.status())["device_error"] == ""
+        assert (await agent.desk.status())["device_error"] == ""
 
     with_agent(world, scenario)
 

@@ -158,11 +158,11 @@ def test_where_it_is_required_and_not_to_be_had_only_sessions_are_refused(
         outcome = await agent.give(core.state([live(1), peer(2, mfa_exempt=True)]))
         assert [refused.reason for refused in outcome.refused] == ["not_guarded"]
         assert world.on_interface() == {key(2): None}
-        assert "install it" in (await agent.reconciler.status())["guard_error"]
+        assert "install it" in (await agent.desk.status())["guard_error"]
         guard.fails = False
         await agent.look()
         assert world.on_interface() == {key(1): psk(1), key(2): None}
-        assert (await agent.reconciler.status())["guard_error"] == ""
+        assert (await agent.desk.status())["guard_error"] == ""
 
     with_agent(world, scenario)
 
@@ -261,7 +261,7 @@ def test_a_peer_that_core_has_not_listed_yet_is_left_as_found_also_where_the_gua
     async def after(agent: Agent, core: Core) -> None:
         await agent.tick()
         assert world.on_interface() == {key(1): psk(1)}
-        assert "not to be had" in (await agent.reconciler.status())["guard_error"]
+        assert "not to be had" in (await agent.desk.status())["guard_error"]
 
     with_agent(world, scenario)
     with contextlib.closing(sqlite3.connect(world.folder / "journal.sqlite")) as journal, journal:

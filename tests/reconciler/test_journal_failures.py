@@ -23,7 +23,7 @@ def test_a_session_that_cannot_be_journalled_is_not_admitted(world: World) -> No
         assert outcome.verdict is Verdict.APPLIED
         assert [r.reason for r in outcome.refused] == ["not_journalled"]
         assert world.on_interface() == {key(1): psk(1), key(3): None}
-        assert (await agent.reconciler.status())["journal_ok"] is False
+        assert (await agent.desk.status())["journal_ok"] is False
 
     with_agent(world, scenario)
 
@@ -40,7 +40,7 @@ def test_it_is_admitted_once_the_journal_works_again(world: World) -> None:
         await agent.tick()
         assert world.on_interface() == {key(1): psk(1)}
         assert (await agent.acknowledge()).refused == ()
-        assert (await agent.reconciler.status())["journal_ok"] is True
+        assert (await agent.desk.status())["journal_ok"] is True
 
     async def after(agent: Agent, core: Core) -> None:
         assert world.on_interface() == {key(1): psk(1)}
@@ -72,7 +72,7 @@ def test_a_revocation_takes_effect_all_the_same_and_is_journalled_later(world: W
 
 def test_a_probe_of_the_journal_is_no_contact_with_core(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        agent.reconciler.heard()
+        agent.inbox.heard()
         await agent.give(core.state([live(1)]))
         world.clock.advance(50)
         world.journal_fails = True

@@ -152,8 +152,8 @@ def lose(agent: Agent, guard: RecordingGuard) -> None:
     """Somebody flushes nftables, and a tick finds that."""
     guard.table = None
     guard.barred.clear()
-    assert agent.reconciler._warden is not None
-    agent.reconciler._warden._lost(GuardDrifted("the table is not whole: it is gone"))
+    assert agent.warden is not None
+    agent.warden._lost(GuardDrifted("the table is not whole: it is gone"))
 
 
 def test_after_a_table_was_lost_amid_it_everybody_is_let_through_before_the_device_has_them(
@@ -177,7 +177,7 @@ def test_after_a_table_was_lost_amid_it_everybody_is_let_through_before_the_devi
         def lost() -> None:
             lose(agent, guard)
             world.host.write = checked  # type: ignore[method-assign]
-            answers.append(agent.reconciler.submit([revocation], time.monotonic()))
+            answers.append(agent.inbox.submit([revocation], time.monotonic()))
 
         then(guard, 2, lost)
         await agent.give(snapshot)
@@ -201,7 +201,7 @@ def test_a_revocation_is_heeded_also_amid_a_plan_of_which_some_are_refused(
         snapshot = core.state([live(n) for n in range(1, MANY + 1)])
         revocation = core.change(revoked(1, "s1"))
         answers: list[asyncio.Future[Outcome]] = []
-        then(guard, 1, lambda: answers.append(agent.reconciler.submit([revocation], time.monotonic())))
+        then(guard, 1, lambda: answers.append(agent.inbox.submit([revocation], time.monotonic())))
         mark, alive = len(world.host.log), agent.alive
         await agent.give(snapshot)
         await answers[0]
@@ -224,7 +224,7 @@ def test_who_has_to_go_while_the_table_is_made_keeps_no_element(world: World, gu
         async def meanwhile(
             admissions: Mapping[PublicKey, Admission], lease: float | None, there: Collection[PublicKey] = ()
         ) -> Mapping[PublicKey, str]:
-            answers.append(agent.reconciler.submit(changes, time.monotonic()))
+            answers.append(agent.inbox.submit(changes, time.monotonic()))
             await agent.reconciler._meanwhile()
             return await raise_(admissions, lease, there)
 

@@ -319,11 +319,11 @@ def test_an_interface_that_does_not_answer_is_asked_once_for_all_that_are_stuck_
 def test_who_is_revoked_while_the_interface_is_slow_to_be_made_again_is_not_on_it(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2)]))
-        link = agent.reconciler._keeper._link
+        link = agent.reconciler.keeper._link
         ensure, answers = link.ensure, []
 
         async def slow() -> bool:
-            answers.append(agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic()))
+            answers.append(agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic()))
             link.ensure = ensure  # type: ignore[method-assign]
             await asyncio.sleep(2.5 * LOOK_UP)
             return await ensure()

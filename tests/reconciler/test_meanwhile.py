@@ -42,12 +42,12 @@ def test_a_session_that_changes_while_it_is_journalled_is_journalled_again(world
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([peer(1), live(2)]))
         with stalled(world) as asked:
-            first = agent.reconciler.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
+            first = agent.inbox.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             renewal = core.change(granted(1, grant("s1", 11, lasts=7200)))
-            second = agent.reconciler.submit([renewal], time.monotonic())
+            second = agent.inbox.submit([renewal], time.monotonic())
             # So that it is seen that the renewal was taken in.
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            third = agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic())
             await soon(lambda: key(2) not in on_interface(world))
         assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
         assert world.on_interface() == {key(1): psk(11)}
@@ -68,11 +68,11 @@ def test_a_listing_that_changes_while_it_is_journalled_is_journalled_again(world
         await agent.give(core.state([peer(1, "10.8.0.1", mfa_exempt=True), live(2)]))
         with stalled(world) as asked:
             change = core.change(upserted(1, "10.8.0.91", mfa_exempt=True))
-            first = agent.reconciler.submit([change], time.monotonic())
+            first = agent.inbox.submit([change], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             change = core.change(upserted(1, "10.8.0.92", mfa_exempt=True))
-            second = agent.reconciler.submit([change], time.monotonic())
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            second = agent.inbox.submit([change], time.monotonic())
+            third = agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic())
             await soon(lambda: key(2) not in on_interface(world))
         for answer in (first, second, third):
             await answer
@@ -92,12 +92,12 @@ def test_changes_are_taken_in_their_order_though_the_disk_is_waited_for_amid_the
             world.host.kernel.peers[key(8)].rx_bytes += 1000
             # One step: the look waits for the disk before the first change is taken.
             agent.reconciler.observe()
-            first = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+            first = agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
-            second = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            second = agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic())
             await soon(lambda: not {key(1), key(2)} & on_interface(world))
         assert [(await answer).verdict for answer in (first, second)] == [Verdict.APPLIED] * 2
-        assert not agent.reconciler.pull_wanted.is_set()
+        assert not agent.inbox.pull_wanted.is_set()
 
     with_agent(world, scenario)
 
@@ -107,20 +107,18 @@ def test_a_state_that_comes_meanwhile_is_taken_before_what_came_after_it(world: 
         await agent.give(core.state([live(1), live(2), peer(9, "10.8.0.9")]))
         with stalled(world) as asked:
             answers: list[asyncio.Future[Outcome]] = []
-            answers.append(
-                agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
-            )
+            answers.append(agent.inbox.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic()))
             await asyncio.to_thread(asked.wait, 10)
-            answers.append(agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic()))
+            answers.append(agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic()))
             peers = [peer(1, "10.8.0.1"), live(2), peer(9, "10.8.0.9", session=grant("s9", 9))]
-            answers.append(agent.reconciler.submit(core.state(peers), time.monotonic()))
-            answers.append(agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic()))
+            answers.append(agent.inbox.submit(core.state(peers), time.monotonic()))
+            answers.append(agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic()))
             await soon(lambda: key(1) not in on_interface(world))
             await asyncio.sleep(3 * LOOK_UP)
             assert key(2) in on_interface(world)
         assert [(await answer).verdict for answer in answers] == [Verdict.APPLIED] * 4
         assert world.on_interface() == {key(9): psk(9)}
-        assert not agent.reconciler.pull_wanted.is_set()
+        assert not agent.inbox.pull_wanted.is_set()
 
     with_agent(world, scenario)
 
@@ -132,11 +130,11 @@ def test_a_session_that_ends_while_it_is_still_written_is_not_let_in(world: Worl
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([peer(1), live(2)]))
         with stalled(world, what) as asked:
-            first = agent.reconciler.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
+            first = agent.inbox.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
-            second = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+            second = agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic())
             # So that it is seen that the revocation was taken in.
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            third = agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic())
             await soon(lambda: key(2) not in on_interface(world))
         assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
         assert agent.ends() == {"s1": "revoked", "s2": "revoked"}
@@ -154,11 +152,11 @@ def test_a_session_that_is_renewed_while_its_element_is_written_gets_another_ele
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([peer(1), live(2)]))
         with stalled(world, nftables) as asked:
-            first = agent.reconciler.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
+            first = agent.inbox.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             renewal = core.change(granted(1, grant("s1", 1, lasts=7200)))
-            second = agent.reconciler.submit([renewal], time.monotonic())
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            second = agent.inbox.submit([renewal], time.monotonic())
+            third = agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic())
             await soon(lambda: key(2) not in on_interface(world))
         assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
         assert guard.table is not None
@@ -176,15 +174,15 @@ def test_changes_on_top_of_the_first_state_wait_for_it(world: World) -> None:
 
     async def scenario(agent: Agent, core: Core) -> None:
         core.revision = 1
-        agent.reconciler._keeper._added_early = True
+        agent.reconciler.keeper._added_early = True
         with stalled(world, nftables) as asked:
-            first = agent.reconciler.submit(core.same([live(1), live(2)]), time.monotonic())
+            first = agent.inbox.submit(core.same([live(1), live(2)]), time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
-            second = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            second = agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic())
             await asyncio.sleep(3 * LOOK_UP)
         assert [(await answer).verdict for answer in (first, second)] == [Verdict.APPLIED] * 2
         assert on_interface(world) == {key(1)}
-        assert not agent.reconciler.pull_wanted.is_set()
+        assert not agent.inbox.pull_wanted.is_set()
 
     with_agent(world, before)
     with_agent(world, scenario)
@@ -197,10 +195,10 @@ def test_settings_are_answered_once_they_are_in_force(world: World) -> None:
         assert location is not None
         mtus = [LocationChanged(location, InterfaceSettings(mtu=mtu), policy) for mtu in (1280, 1300)]
         with stalled(world, rtnetlink) as asked:
-            first = agent.reconciler.submit([core.change(mtus[0])], time.monotonic())
+            first = agent.inbox.submit([core.change(mtus[0])], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
-            second = agent.reconciler.submit([core.change(mtus[1])], time.monotonic())
-            third = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            second = agent.inbox.submit([core.change(mtus[1])], time.monotonic())
+            third = agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic())
             await soon(lambda: key(2) not in on_interface(world))
         assert (await first).position == ("e1", 2)
         assert world.host.mtu == 1280
@@ -215,9 +213,9 @@ def test_the_operators_end_of_a_held_session_is_answered_once_it_is_journalled(w
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), peer(2), live(3)], mfa_required=False))
         with stalled(world) as asked:
-            answer = agent.reconciler.submit([core.change(upserted(2, "10.8.0.99"))], time.monotonic())
+            answer = agent.inbox.submit([core.change(upserted(2, "10.8.0.99"))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
-            ended = asyncio.ensure_future(agent.reconciler.end([key(1)]))
+            ended = asyncio.ensure_future(agent.desk.end([key(1)]))
             await soon(lambda: key(1) not in agent.state.sessions)
         await answer
         await ended
@@ -240,13 +238,13 @@ def test_who_waits_for_an_answer_is_not_kept_by_what_comes_later(world: World, *
         await agent.give(core.state([live(1), live(2), peer(3)]))
         world.disk_takes = lambda: time.sleep(2 * LOOK_UP)
         number = 3 if same else 2
-        answers = [agent.reconciler.submit([core.change(granted(3, grant("s3", 3)))], time.monotonic())]
+        answers = [agent.inbox.submit([core.change(granted(3, grant("s3", 3)))], time.monotonic())]
         ticked = asyncio.Event()
         agent.reconciler.tick(ticked.set)
         while not (ticked.is_set() and (same or answers[0].done())):
             await asyncio.sleep(LOOK_UP / 2)
             renewal = granted(number, grant(f"s{number}", number, lasts=3600 + len(answers)))
-            answers.append(agent.reconciler.submit([core.change(renewal)], time.monotonic()))
+            answers.append(agent.inbox.submit([core.change(renewal)], time.monotonic()))
             assert len(answers) < 80, "neither the answer nor the tick came"
         if same:
             assert not answers[0].done()
@@ -292,10 +290,10 @@ def test_a_prefix_that_comes_back_while_it_moves_has_its_element(world: World) -
         await agent.give(core.state([*routers, live(7)]))
         with stalled(world, nftables) as asked:
             moved = [core.change(PeerRemoved(key(1))), router(2, "10.8.0.50")]
-            first = agent.reconciler.submit(moved, time.monotonic())
+            first = agent.inbox.submit(moved, time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             back = [router(2, "10.8.0.60"), router(1, "10.8.0.50"), core.change(revoked(7, "s7"))]
-            second = agent.reconciler.submit(back, time.monotonic())
+            second = agent.inbox.submit(back, time.monotonic())
             await soon(lambda: key(7) not in on_interface(world))
         await first
         await second
@@ -338,7 +336,7 @@ def test_a_write_that_was_done_meanwhile_is_no_failure(world: World, monkeypatch
             time.sleep(2 * LOOK_UP)
 
         world.disk_takes = takes
-        answer = agent.reconciler.submit([core.change(granted(3, grant("s3", 3)))], time.monotonic())
+        answer = agent.inbox.submit([core.change(granted(3, grant("s3", 3)))], time.monotonic())
         await asyncio.sleep(4 * LOOK_UP)
         guard.takes, world.disk_takes = None, lambda: None
         assert (await answer).refused == ()
@@ -353,9 +351,9 @@ def test_an_end_that_was_taken_in_meanwhile_is_not_forgotten_by_stopping(world: 
         await agent.give(core.state([live(1), live(2), peer(9)]))
         body = granted(9, grant("s9", 9)) if journals == "a grant" else revoked(2, "s2")
         with stalled(world) as asked:
-            answer = agent.reconciler.submit([core.change(body)], time.monotonic())
+            answer = agent.inbox.submit([core.change(body)], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
-            ended = asyncio.ensure_future(agent.reconciler.end([key(1)]))
+            ended = asyncio.ensure_future(agent.desk.end([key(1)]))
             await soon(lambda: key(1) not in on_interface(world))
             agent.reconciler.finish()
         await answer

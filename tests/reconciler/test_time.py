@@ -140,7 +140,7 @@ def test_a_long_plan_does_not_delay_a_revocation(world: World) -> None:
             waiting = [n for n in range(2, count) if key(n) not in world.host.kernel.peers]
             revoked_too = waiting[len(waiting) // 2]
             changes = [core.change(revoked(1, "s1")), core.change(revoked(revoked_too, f"s{revoked_too}"))]
-            answers.append(agent.reconciler.submit(changes, time.monotonic()))
+            answers.append(agent.inbox.submit(changes, time.monotonic()))
             gone.append(key(revoked_too))
 
         gone: list[PublicKey] = []
@@ -174,7 +174,7 @@ def test_nobody_is_added_by_a_plan_that_is_no_longer_true(world: World, how: str
             one = next(p.public_key for p in reversed(listed) if p.public_key not in world.host.kernel.peers)
             changed.append(one)
             body = SessionGranted(one, grant("other", 9)) if how == "replaced" else PeerRemoved(one)
-            agent.reconciler.submit([core.change(body)], time.monotonic())
+            agent.inbox.submit([core.change(body)], time.monotonic())
 
         snapshot = core.state([*sessions, *exempt])
         world.host.apply_takes = say
@@ -194,7 +194,7 @@ def test_a_grant_that_arrives_during_a_long_plan_does_not_make_it_start_over(wor
         def give(_: int) -> None:
             if not answers:
                 change = core.change(granted(1, grant("s1", 1)))
-                answers.append(agent.reconciler.submit([change], time.monotonic()))
+                answers.append(agent.inbox.submit([change], time.monotonic()))
 
         world.host.apply_takes = give
         await agent.give(snapshot)
@@ -253,7 +253,7 @@ def test_cores_absence_ends_nothing_while_the_grace_is_off(world: World) -> None
 def test_core_lost_for_the_grace_ends_all_sessions_and_no_other_peer(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2), peer(3, mfa_exempt=True)]))
-        agent.reconciler.heard()
+        agent.inbox.heard()
         world.clock.advance(59)
         await agent.tick()
         assert len(world.on_interface()) == 3
@@ -268,10 +268,10 @@ def test_core_lost_for_the_grace_ends_all_sessions_and_no_other_peer(world: Worl
 def test_after_core_is_back_new_sessions_are_granted_and_can_be_lost_again(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1)]))
-        agent.reconciler.heard()
+        agent.inbox.heard()
         world.clock.advance(60)
         await agent.tick()
-        agent.reconciler.heard()
+        agent.inbox.heard()
         await agent.give(core.state([live(1, session="s1b", psk=2)]))
         assert world.on_interface() == {key(1): psk(2)}
         world.clock.advance(60)
@@ -284,10 +284,10 @@ def test_after_core_is_back_new_sessions_are_granted_and_can_be_lost_again(world
 
 def test_the_grace_counts_from_the_last_contact_over_a_restart(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        agent.reconciler.heard()
+        agent.inbox.heard()
         await agent.give(core.state([live(1)]))
         world.clock.advance(5)
-        agent.reconciler.heard()
+        agent.inbox.heard()
 
     async def early(agent: Agent, core: Core) -> None:
         assert world.on_interface() == {key(1): psk(1)}
@@ -308,7 +308,7 @@ def test_the_grace_counts_from_the_last_contact_over_a_restart(world: World) -> 
 
 def test_under_another_boot_the_wall_clock_tells_how_long_core_is_away(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        agent.reconciler.heard()
+        agent.inbox.heard()
         await agent.give(core.state([live(1)]))
 
     async def after(agent: Agent, core: Core) -> None:
@@ -323,7 +323,7 @@ def test_under_another_boot_the_wall_clock_tells_how_long_core_is_away(world: Wo
 def test_a_step_of_the_wall_clock_is_no_absence_of_core(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1, lasts=3 * YEAR)]))
-        agent.reconciler.heard()
+        agent.inbox.heard()
         world.clock.step(-YEAR)
         world.clock.advance(59)
         await agent.tick()

@@ -38,7 +38,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 async def grants(agent: Agent, core: Core) -> Awaitable[object]:
-    return agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+    return agent.inbox.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
 
 
 async def looks(agent: Agent, core: Core) -> Awaitable[object]:
@@ -47,7 +47,7 @@ async def looks(agent: Agent, core: Core) -> Awaitable[object]:
 
 
 async def ends_another(agent: Agent, core: Core) -> Awaitable[object]:
-    return agent.reconciler.submit([core.change(revoked(7, "s7"))], time.monotonic())
+    return agent.inbox.submit([core.change(revoked(7, "s7"))], time.monotonic())
 
 
 async def tries_the_journal_again(agent: Agent, core: Core) -> Awaitable[object]:
@@ -75,7 +75,7 @@ async def finds_no_table(agent: Agent, core: Core) -> Awaitable[object]:
 async def hears_of_another_mtu(agent: Agent, core: Core) -> Awaitable[object]:
     assert agent.state.location is not None
     body = LocationChanged(agent.state.location, InterfaceSettings(mtu=1280), agent.state.session_policy)
-    return agent.reconciler.submit([core.change(body)], time.monotonic())
+    return agent.inbox.submit([core.change(body)], time.monotonic())
 
 
 WAITING = [
@@ -108,9 +108,9 @@ def test_no_end_waits_for_what_does_not_answer(
             await asyncio.to_thread(asked.wait, 10)
             world.clock.advance(30)
             await soon(lambda: key(1) not in on_interface(world))
-            revocation = agent.reconciler.submit([core.change(revoked(2, "s2"))], time.monotonic())
+            revocation = agent.inbox.submit([core.change(revoked(2, "s2"))], time.monotonic())
             await soon(lambda: key(2) not in on_interface(world))
-            operator = asyncio.ensure_future(agent.reconciler.end([key(3)]))
+            operator = asyncio.ensure_future(agent.desk.end([key(3)]))
             await soon(lambda: key(3) not in on_interface(world))
             assert key(8) in on_interface(world)
             assert key(9) not in on_interface(world)
@@ -120,12 +120,12 @@ def test_no_end_waits_for_what_does_not_answer(
         assert len((await operator)["ended"]) == 1
         await under_way
         await agent.tick()
-        assert agent.reconciler.position is not None
-        assert agent.reconciler.position.revision == core.revision
+        assert agent.inbox.position is not None
+        assert agent.inbox.position.revision == core.revision
         assert {"s1": "expired", "s2": "revoked", "s3": "operator"}.items() <= agent.ends().items()
         assert guard.table is not None
         assert not {f"10.8.0.{number}/32" for number in (1, 2, 3)} & set(map(str, guard.table))
-        assert not agent.reconciler.pull_wanted.is_set()
+        assert not agent.inbox.pull_wanted.is_set()
 
     async def after(agent: Agent, core: Core) -> None:
         assert {"s1": "expired", "s2": "revoked", "s3": "operator"}.items() <= agent.ends().items()
@@ -138,10 +138,10 @@ def test_what_the_device_would_not_remove_meanwhile_is_mended_when_the_step_goes
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2), peer(9, "10.8.0.9")]))
         with stalled(world) as asked:
-            first = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            first = agent.inbox.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             world.host.fails = 1
-            second = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+            second = agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic())
             await soon(lambda: world.host.fails == 0)
         assert [(await answer).verdict for answer in (first, second)] == [Verdict.APPLIED] * 2
         assert on_interface(world) == {key(2), key(9)}
@@ -157,7 +157,7 @@ def test_many_who_have_to_go_meanwhile_are_cut_and_removed_later(world: World) -
         await agent.give(core.state([*crowd, peer(9, "10.9.0.9")]))
         assert len(world.on_interface()) == many
         with stalled(world) as asked:
-            first = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            first = agent.inbox.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             world.clock.advance(30)
             await soon(lambda: not world.on_interface())
@@ -186,7 +186,7 @@ def test_a_disk_that_hangs_is_given_up_and_what_ended_is_journalled_once_it_answ
             await agent.tick()
             assert world.on_interface() == {}
             assert agent.ends() == {}
-        while not (await agent.reconciler.status())["journal_ok"]:
+        while not (await agent.desk.status())["journal_ok"]:
             await agent.tick()
         assert world.on_interface() == {key(3): psk(3)}
         assert agent.ends() == {"s1": "expired", "s2": "revoked"}
@@ -199,12 +199,12 @@ def test_one_whom_the_device_will_not_remove_keeps_nobody_else_on_the_interface(
         await agent.give(core.state([live(1), live(2), live(3), peer(9)]))
         world.host.refuses = {key(1): frozenset({RemovePeer, CutPeer})}
         with stalled(world) as asked:
-            first = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            first = agent.inbox.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             gone = [core.change(revoked(1, "s1")), core.change(revoked(2, "s2"))]
-            second = agent.reconciler.submit(gone, time.monotonic())
+            second = agent.inbox.submit(gone, time.monotonic())
             await soon(lambda: key(2) not in on_interface(world))
-            third = agent.reconciler.submit([core.change(revoked(3, "s3"))], time.monotonic())
+            third = agent.inbox.submit([core.change(revoked(3, "s3"))], time.monotonic())
             await soon(lambda: key(3) not in on_interface(world))
             world.host.refuses = {}
         assert [(await answer).verdict for answer in (first, second, third)] == [Verdict.APPLIED] * 3
@@ -226,7 +226,7 @@ def test_a_table_that_is_made_again_keeps_nobody_on_the_interface(
         await agent.tick()
         guard.fails = False
         with stalled(world, nftables) as asked:
-            answer = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+            answer = agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             await soon(lambda: key(1) not in on_interface(world))
         assert (await answer).verdict is Verdict.APPLIED
@@ -241,7 +241,7 @@ def test_mfa_that_is_switched_on_keeps_nobody_on_the_interface_for_the_table(wor
         await agent.give(core.state([peer(1), peer(2)], mfa_required=False))
         with stalled(world, nftables) as asked:
             changes = [core.change(location_changed(mfa_required=True)), core.change(PeerRemoved(key(1)))]
-            answer = agent.reconciler.submit(changes, time.monotonic())
+            answer = agent.inbox.submit(changes, time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             await soon(lambda: key(1) not in on_interface(world))
         assert (await answer).verdict is Verdict.APPLIED
@@ -256,9 +256,7 @@ def test_who_goes_peer_by_peer_does_not_wait_for_the_disk(world: World) -> None:
         world.host.refuses = {key(2): frozenset({RemovePeer, CutPeer})}
         with stalled(world) as asked:
             changes = [core.change(revoked(n, f"s{n}")) for n in (2, 1)]
-            answer = agent.reconciler.submit(
-                [*changes, core.change(granted(9, grant("s9", 9)))], time.monotonic()
-            )
+            answer = agent.inbox.submit([*changes, core.change(granted(9, grant("s9", 9)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             await soon(lambda: key(1) not in on_interface(world))
         await answer
@@ -273,10 +271,10 @@ def test_who_goes_peer_by_peer_does_not_wait_for_the_disk(world: World) -> None:
 
 def test_core_that_is_away_for_too_long_ends_sessions_also_then(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        agent.reconciler.heard()
+        agent.inbox.heard()
         await agent.give(core.state([live(1), peer(9)]))
         with stalled(world) as asked:
-            answer = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            answer = agent.inbox.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             world.clock.advance(60)
             await soon(lambda: key(1) not in on_interface(world))
@@ -306,7 +304,7 @@ def test_no_end_is_told_of_before_the_peer_is_off_the_interface(world: World) ->
         agent.reconciler.observe()
         await asyncio.to_thread(asked.wait, 10)
         world.host.refuses = {key(1): frozenset({RemovePeer, CutPeer})}
-        answer = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+        answer = agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic())
         await soon(lambda: key(1) not in agent.state.sessions)
         told: list[bool] = []
         world.host.at = lambda where: (
@@ -335,7 +333,7 @@ def test_who_goes_with_others_does_not_wait_for_the_lease_between_them(
         await agent.give(core.state([live(1), live(2), live(3)]))
         with stalled(world, nftables) as asked:
             changes = [core.change(revoked(number, f"s{number}")) for number in (1, 2, 3)]
-            answer = agent.reconciler.submit(changes, time.monotonic())
+            answer = agent.inbox.submit(changes, time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             await soon(lambda: not on_interface(world))
         assert (await answer).verdict is Verdict.APPLIED
@@ -347,10 +345,10 @@ def test_an_interface_that_goes_while_somebody_is_let_go_is_made_again(world: Wo
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2), peer(9)]))
         with stalled(world) as asked:
-            first = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            first = agent.inbox.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             world.host.delete()
-            second = agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic())
+            second = agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic())
             await soon(lambda: key(1) not in agent.state.sessions)
             await asyncio.sleep(2 * LOOK_UP)
             assert not first.done()
@@ -368,7 +366,7 @@ def test_one_of_many_whom_the_device_refuses_does_not_keep_the_others_from_being
         await agent.give(core.state([*crowd, peer(9, "10.9.0.9")]))
         world.host.refuses = {key(500): frozenset({RemovePeer, CutPeer})}
         with stalled(world) as asked:
-            answer = agent.reconciler.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
+            answer = agent.inbox.submit([core.change(granted(9, grant("s9", 9)))], time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
             world.clock.advance(30)
             await soon(lambda: on_interface(world) == {key(500)})
@@ -389,10 +387,10 @@ def test_the_table_goes_once_mfa_is_off_though_core_never_rests(world: World) ->
         await agent.give(core.state([peer(n) for n in range(1, 60)]))
         world.disk_takes = lambda: time.sleep(2 * LOOK_UP)
         switch = core.change(location_changed(mfa_required=False))
-        answers = [agent.reconciler.submit([switch], time.monotonic())]
+        answers = [agent.inbox.submit([switch], time.monotonic())]
         while guard.table is not None:
             held = granted(len(answers), grant(f"t{len(answers)}", len(answers)))
-            answers.append(agent.reconciler.submit([core.change(held)], time.monotonic()))
+            answers.append(agent.inbox.submit([core.change(held)], time.monotonic()))
             assert len(answers) < 60, "the table stays"
             await asyncio.sleep(LOOK_UP / 2)
         world.disk_takes = lambda: None
@@ -417,7 +415,7 @@ def test_who_is_stuck_on_the_interface_has_no_element(world: World) -> None:
         def takes(operations: int) -> None:
             if operations == 1 and not revocations:
                 change = core.change(revoked(1, "s1"))
-                revocations.append(agent.reconciler.submit([change], time.monotonic()))
+                revocations.append(agent.inbox.submit([change], time.monotonic()))
 
         world.host.apply_takes = takes
         await agent.give([core.change(granted(n, grant(f"s{n}", n))) for n in crowd])

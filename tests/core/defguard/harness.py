@@ -102,7 +102,7 @@ async def following(
     rules = rules or Rules()
     limits = Limits(max_lifetime=86_400.0, idle_timeout=300.0, connect_timeout=180.0)
     async with world.agent(limits=limits) as agent:
-        inbox, reports = agent.reconciler, agent.reconciler.reports
+        inbox, reports = agent.inbox, agent.reconciler.reports
         followed: CalledCore | CallingCore
         if isinstance(core, FirstGeneration):
             secrets = Secrets(SecretStr(core.token))
@@ -134,13 +134,13 @@ def run_following(
         prepare(core)
         if isinstance(core, FirstGeneration):
             async with core.running(), following(world, core, **members) as agent:
-                await eventually(lambda: agent.reconciler.position is not None, "the first state")
+                await eventually(lambda: agent.inbox.position is not None, "the first state")
                 await scenario(agent, core)
             return
         async with following(world, core, **members) as agent:
             await adopted(core)
             async with core.dialling():
-                await eventually(lambda: agent.reconciler.position is not None, "the first state")
+                await eventually(lambda: agent.inbox.position is not None, "the first state")
                 await scenario(agent, core)
 
     asyncio.run(main())

@@ -46,11 +46,11 @@ def test_config_alone_makes_a_gateway_known_and_updates_make_it_connected(world:
         seen: list[str] = []
         core.at_config = lambda: seen.append(core.gateways["gw-1"])
         async with core.running(), following(world, core) as agent:
-            await eventually(lambda: agent.reconciler.position is not None)
+            await eventually(lambda: agent.inbox.position is not None)
             assert seen == ["known", "connected"]
             assert core.gateways == {"gw-1": "connected"}
             await core.stop()
-            await eventually(lambda: not agent.reconciler.core_connected)
+            await eventually(lambda: not agent.inbox.core_connected)
 
     asyncio.run(main())
 
@@ -155,7 +155,7 @@ def test_the_agent_asks_for_the_configuration_once_a_stream(world: World) -> Non
         # What can't be read makes it ask for the whole: by another stream, not by another request.
         core.push(core.wire.Update(update_type=core.wire.UPDATE_TYPE_CREATE))
         await eventually(lambda: core.streams == 2, "another stream")
-        await eventually(lambda: agent.reconciler.core_connected)
+        await eventually(lambda: agent.inbox.core_connected)
         assert core.requests == ["config_request", "config_request"]
         assert agent.metric("wg_agent_core_invalid_total") == 1
 
@@ -248,7 +248,7 @@ def test_a_session_outlives_restarts_of_both_and_keeps_its_deadline(world: World
                     if not life:
                         await adopted(core)
                     core.start()
-                await eventually(lambda agent=agent: agent.reconciler.position is not None)  # type: ignore[misc]
+                await eventually(lambda agent=agent: agent.inbox.position is not None)  # type: ignore[misc]
                 await holds(world, peers((1, 11)))
                 deadlines.append(agent.state.sessions[key(1)].deadline)
                 world.clock.advance(60.0)
@@ -282,7 +282,7 @@ def test_a_network_change_without_peers_is_never_nobody(world: World) -> None:
         changed = core.wire.Configuration(name="hq", port=51999, mtu=1420)
         core.push(core.wire.Update(update_type=core.wire.UPDATE_TYPE_MODIFY, network=changed))
         await eventually(lambda: core.streams > streams, "the whole asked for")
-        await eventually(lambda: agent.reconciler.core_connected)
+        await eventually(lambda: agent.inbox.core_connected)
         assert world.on_interface() == peers((1, 11))
 
     second(world, scenario)
@@ -349,7 +349,7 @@ def test_nobody_is_let_in_while_the_access_rules_cannot_be_put_in_force(
                 core.start()
             await eventually(lambda: agent.state.roster.refused.get(key(1)) == "not_guarded")
             assert world.on_interface() == {}
-            assert agent.reconciler.core_connected
+            assert agent.inbox.core_connected
             rules.fails = False
             await holds(world, peers((1, 11)))
             await core.stop()
@@ -362,7 +362,7 @@ def test_a_stream_that_closed_is_opened_again(world: World, generation: int) -> 
     async def scenario(agent: Agent, core: Any) -> None:
         for number in (1, 2, 3):
             await core.stop()
-            await eventually(lambda: not agent.reconciler.core_connected)
+            await eventually(lambda: not agent.inbox.core_connected)
             core.configuration.peers.append(device(core, number, 10 + number))
             if generation == 1:
                 await core.start(core.port)
@@ -503,11 +503,11 @@ def test_an_adopted_gateway_that_core_does_not_dial_is_settled_all_the_same(
             await adopted(core)
         # Another life of the agent, which has its certificates from the start.
         async with following(world, core) as agent:
-            assert not agent.reconciler.settled.is_set()
-            await eventually(agent.reconciler.settled.is_set, "READY without core")
-            assert "core has not connected" in agent.reconciler.core_error
+            assert not agent.inbox.settled.is_set()
+            await eventually(agent.inbox.settled.is_set, "READY without core")
+            assert "core has not connected" in agent.inbox.core_error
             core.start()
-            await eventually(lambda: agent.reconciler.core_connected)
+            await eventually(lambda: agent.inbox.core_connected)
             await core.stop()
 
     asyncio.run(main())

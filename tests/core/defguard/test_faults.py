@@ -50,7 +50,7 @@ def test_fault_1_a_psk_made_while_core_was_away_replaces_the_old_one(world: Worl
     async def scenario(agent: Agent, core: Any) -> None:
         await holds(world, peers((1, 11), (2, 12)))
         await away(core)
-        await eventually(lambda: not agent.reconciler.core_connected)
+        await eventually(lambda: not agent.inbox.core_connected)
         core.modify(device(core, 1, 21))
         await back(core)
         await holds(world, peers((1, 21), (2, 12)))
@@ -138,7 +138,7 @@ def test_fault_5_with_core_away_each_session_ends_by_its_own_rule_and_nobody_els
         core.create(device(core, 3))
         await holds(world, peers((1, 11), (2, 12), (3, None)))
         await away(core)
-        await eventually(lambda: not agent.reconciler.core_connected)
+        await eventually(lambda: not agent.inbox.core_connected)
         # One is used all the time, the other never shakes hands.
         for minute in range(4):
             world.clock.advance(60.0)
@@ -219,7 +219,7 @@ def test_fault_7_a_configuration_that_an_update_overtook_is_asked_for_again(worl
 
         core.at_config = overtaken
         async with core.running(), following(world, core) as agent:
-            await eventually(lambda: agent.reconciler.position is not None, "the first state")
+            await eventually(lambda: agent.inbox.position is not None, "the first state")
             await holds(world, {})
             assert core.configs >= 3
 
@@ -273,7 +273,7 @@ def test_fault_10_one_peer_more_after_a_reconnect_touches_nobody_else(world: Wor
     async def scenario(agent: Agent, core: Any) -> None:
         await holds(world, peers(*((number, 100 + number) for number in range(1, 51))))
         await away(core)
-        await eventually(lambda: not agent.reconciler.core_connected)
+        await eventually(lambda: not agent.inbox.core_connected)
         before = len(world.host.operations())
         core.configuration.peers.append(device(core, 60, 160))
         await back(core)
@@ -299,7 +299,7 @@ def test_fault_11_a_new_connection_of_cores_is_taken_once_the_old_one_is_dead(wo
             await proxy.start()
             core.port = proxy.port
             core.start()
-            await eventually(lambda: agent.reconciler.core_connected, "the first connection")
+            await eventually(lambda: agent.inbox.core_connected, "the first connection")
             proxy.stall()
             await core.stop()
             core.port, core.redial = direct, 1.0
@@ -324,11 +324,11 @@ def test_fault_11_a_core_of_the_first_generation_that_is_cut_off_is_found_out(wo
             await proxy.start()
             direct, core.port = core.port, proxy.port
             async with following(world, core) as agent:
-                await eventually(lambda: agent.reconciler.core_connected, "the connection")
+                await eventually(lambda: agent.inbox.core_connected, "the connection")
                 began = time.monotonic()
                 proxy.stall()
                 await proxy.stop_listening()
-                while agent.reconciler.core_connected:
+                while agent.inbox.core_connected:
                     await asyncio.sleep(0.1)
                     assert time.monotonic() - began < 30
             await proxy.close()

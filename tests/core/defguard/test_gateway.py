@@ -54,7 +54,7 @@ class Call:
 
 
 def make_service(world: World, agent: Agent, certificate: bytes) -> GatewayService:
-    inbox, reports = agent.reconciler, agent.reconciler.reports
+    inbox, reports = agent.inbox, agent.reconciler.reports
 
     async def purge() -> None:
         raise AssertionError("nobody has deleted the gateway")
@@ -80,7 +80,7 @@ def test_the_end_of_a_connection_is_seen_at_whatever_step_its_call_is_cancelled(
             for steps in itertools.count():
                 call = Call(certificate)
                 handling = asyncio.create_task(handler.stream_stream(call.responses(), call))
-                await eventually(lambda: agent.reconciler.core_connected, "the connection")
+                await eventually(lambda: agent.inbox.core_connected, "the connection")
                 # When core closes its connection, gRPC ends the stream and cancels the call: which of them
                 # first, and how far the gateway has come in between, is chance.
                 call.end()
@@ -88,7 +88,7 @@ def test_the_end_of_a_connection_is_seen_at_whatever_step_its_call_is_cancelled(
                     await asyncio.sleep(0)
                 in_time = handling.cancel()
                 await asyncio.wait({handling})
-                assert not agent.reconciler.core_connected, f"cancelled after {steps} steps"
+                assert not agent.inbox.core_connected, f"cancelled after {steps} steps"
                 if not in_time:
                     break
             assert steps > 3

@@ -86,7 +86,7 @@ def test_who_has_to_go_goes_while_the_access_rules_can_not_be_put_in_force(
         await holds(world, {})
         rules.fails = False
         await holds(world, peers((2, 12), (3, 13)))
-        assert agent.reconciler.core_connected
+        assert agent.inbox.core_connected
 
     run_following(world, generation, scenario, rules=rules)
 
@@ -140,7 +140,7 @@ def test_a_psk_that_has_reached_max_lifetime_does_not_begin_anew(
         await holds(world, peers((1, 11)))
         if away:
             await core.stop()
-            await eventually(lambda: not agent.reconciler.core_connected)
+            await eventually(lambda: not agent.inbox.core_connected)
         world.clock.advance(86_400.5)
         await agent.tick()
         await holds(world, {})
@@ -149,7 +149,7 @@ def test_a_psk_that_has_reached_max_lifetime_does_not_begin_anew(
         await agent.tick()
         if not away:
             await core.stop()
-            await eventually(lambda: not agent.reconciler.core_connected)
+            await eventually(lambda: not agent.inbox.core_connected)
         await back(core)
         await eventually(lambda: agent.state.roster.refused.get(key(1)) == "session_ended")
         assert world.on_interface() == {}
@@ -173,7 +173,7 @@ def test_an_ended_psk_stays_ended_whatever_the_wall_clock_does(world: World, gen
         world.clock.step(90_000.0)
         for _ in range(2):
             await core.stop()
-            await eventually(lambda: not agent.reconciler.core_connected)
+            await eventually(lambda: not agent.inbox.core_connected)
             await back(core)
             await eventually(lambda: agent.state.roster.refused.get(key(1)) == "session_ended")
         assert world.on_interface() == {}
@@ -198,7 +198,7 @@ def test_what_overtook_the_configuration_ends_no_session_that_is_in_it(world: Wo
 
         core.at_config = overtaken
         async with core.running(), following(world, core) as agent:
-            await eventually(lambda: agent.reconciler.position is not None)
+            await eventually(lambda: agent.inbox.position is not None)
             await holds(world, peers((1, 12)))
             await agent.tick()
             assert agent.state.roster.refused == {}
@@ -227,7 +227,7 @@ def test_asking_for_the_whole_again_does_not_count_as_core_lost(world: World, ge
         seen = []
         for _ in range(30):
             await asyncio.sleep(0.1)
-            seen.append(agent.reconciler.core_connected)
+            seen.append(agent.inbox.core_connected)
         assert all(seen)
         if generation == 1:
             assert core.configs > 3
@@ -242,8 +242,8 @@ def test_core_that_does_not_dial_again_is_lost(world: World, monkeypatch: pytest
 
     async def scenario(agent: Agent, core: SecondGeneration) -> None:
         core.redial = 60.0
-        await eventually(lambda: not agent.reconciler.core_connected)
-        assert "has not dialled again" in agent.reconciler.core_error
+        await eventually(lambda: not agent.inbox.core_connected)
+        assert "has not dialled again" in agent.inbox.core_error
 
     run_following(world, 2, scenario, quiet=1.0)
 
@@ -328,8 +328,8 @@ def test_one_cancellation_ends_it_whatever_it_is_at(world: World) -> None:
         assert isinstance(core, SecondGeneration)
         config = load_config(configuration(world.folder, core))
         async with world.agent() as agent:
-            inbox = agent.reconciler
-            followed = CallingCore(config, inbox, inbox.reports, Rules(), world.clock)
+            inbox = agent.inbox
+            followed = CallingCore(config, inbox, agent.reconciler.reports, Rules(), world.clock)
             task = asyncio.create_task(followed.run())
             await adopted(core)
             core.start()
@@ -389,7 +389,7 @@ def test_the_token_and_the_bearer_are_not_logged(
         core.create(device(core, 1, 11))
         await holds(world, peers((1, 11)))
         await core.stop()
-        await eventually(lambda: not agent.reconciler.core_connected)
+        await eventually(lambda: not agent.inbox.core_connected)
 
     run_following(world, generation, scenario)
     said = capsys.readouterr()
@@ -478,7 +478,7 @@ def test_after_a_reboot_nobody_is_in_already_while_access_rules_are_not_in_force
                     if not life:
                         await adopted(core)
                     core.start()
-                await eventually(lambda agent=agent: agent.reconciler.position is not None)  # type: ignore[misc]
+                await eventually(lambda agent=agent: agent.inbox.position is not None)  # type: ignore[misc]
                 if not life:
                     await holds(world, peers((1, 11)))
                 else:

@@ -14,14 +14,14 @@ async def nothing(agent: Agent, core: Core) -> None:
 
 
 def starts(agent: Agent) -> dict[str, float]:
-    agent.reconciler.refresh_metrics()
+    agent.desk.refresh_metrics()
     samples = (s for f in agent.metrics._registry.collect() for s in f.samples)
     return {s.labels["after"]: s.value for s in samples if s.name == "wg_agent_starts_total" and s.value}
 
 
 async def shown(agent: Agent) -> bool:
     """Whether the number of starts is in what Prometheus gets, be it 0."""
-    agent.reconciler.refresh_metrics()
+    agent.desk.refresh_metrics()
     return b"wg_agent_starts_total{" in await agent.metrics.render()
 
 
@@ -97,23 +97,23 @@ def test_starts_are_counted_again_once_an_unwritable_journal_works(world: World)
 def test_a_session_that_could_not_be_ended_is_overdue_until_it_is(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1)]))
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         assert agent.metric("wg_agent_overdue_seconds") == 0
         world.host.refuses[key(1)] = frozenset({RemovePeer})
         world.clock.advance(3600.0 + 7.0)
         await agent.tick()
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         assert agent.metric("wg_agent_overdue_seconds") == pytest.approx(7.0, abs=0.01)
         world.host.refuses.clear()
         await agent.tick()
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         assert agent.metric("wg_agent_overdue_seconds") == 0
 
     with_agent(world, scenario)
 
 
 def synced(agent: Agent) -> float:
-    agent.reconciler.refresh_metrics()
+    agent.desk.refresh_metrics()
     return agent.metric("wg_agent_last_sync_timestamp_seconds")
 
 
@@ -123,7 +123,7 @@ def test_a_quiet_core_is_in_step_as_long_as_it_is_connected(world: World) -> Non
         await agent.give(core.state([live(1)]))
         world.clock.advance(600.0)
         assert synced(agent) == world.clock.now.wall
-        agent.reconciler.core_failed(CoreUnavailable("gone"))
+        agent.inbox.core_failed(CoreUnavailable("gone"))
         lost = world.clock.now.wall
         world.clock.advance(60.0)
         assert synced(agent) == lost
@@ -135,10 +135,10 @@ def test_a_core_that_was_to_be_pulled_is_not_in_step_until_its_state_is_here(wor
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1)]))
         before = synced(agent)
-        agent.reconciler.pull_wanted.set()
+        agent.inbox.pull_wanted.set()
         world.clock.advance(5.0)
         assert synced(agent) == before
-        agent.reconciler.pull_wanted.clear()  # the pull is under way
+        agent.inbox.pull_wanted.clear()  # the pull is under way
         world.clock.advance(5.0)
         assert synced(agent) == before
         await agent.give(core.same([live(1)]))
@@ -169,7 +169,7 @@ def test_a_broken_journal_and_a_broken_guard_are_faults(world: World) -> None:
     world.guard = guard = RecordingGuard(world.host)
 
     def faults(agent: Agent) -> dict[str, float]:
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         return {p: agent.metric("wg_agent_fault", part=p) for p in ("device", "guard", "journal")}
 
     async def scenario(agent: Agent, core: Core) -> None:
@@ -193,10 +193,10 @@ def test_a_broken_journal_and_a_broken_guard_are_faults(world: World) -> None:
 def test_the_skew_follows_this_hosts_clock_without_a_pull(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1)]))
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         assert agent.metric("wg_agent_clock_skew_seconds") == pytest.approx(0, abs=0.01)
         world.clock.step(90.0)
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         assert agent.metric("wg_agent_clock_skew_seconds") == pytest.approx(90, abs=0.01)
 
     with_agent(world, scenario)
@@ -205,7 +205,7 @@ def test_the_skew_follows_this_hosts_clock_without_a_pull(world: World) -> None:
 def test_the_interface_is_shown_to_be_up_once_it_is(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([]))
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         assert agent.metric("wg_agent_interface_up") == 1
 
     with_agent(world, scenario)
@@ -213,7 +213,7 @@ def test_the_interface_is_shown_to_be_up_once_it_is(world: World) -> None:
 
 def test_a_grant_is_counted_once_and_neither_a_renewal_nor_a_restart_is_one(world: World) -> None:
     def grants(agent: Agent) -> float:
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         return agent.metric("wg_agent_session_grants_total")
 
     async def scenario(agent: Agent, core: Core) -> None:

@@ -14,24 +14,24 @@ def lose_journal(world: World) -> None:
 
 
 async def ago(agent: Agent, name: str) -> float | None:
-    text = (await agent.reconciler.status())[name]
+    text = (await agent.desk.status())[name]
     return None if text is None else round(agent.world.clock().wall - parse_time(text), 1)
 
 
 def test_it_tells_since_when_core_is_there_or_not(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        told = agent.reconciler
+        inbox = agent.inbox
         assert await ago(agent, "core_since") is None
-        told.core_failed(CoreUnavailable("not there"))
+        inbox.core_failed(CoreUnavailable("not there"))
         world.clock.advance(30)
-        told.core_failed(CoreUnavailable("still not there"))
+        inbox.core_failed(CoreUnavailable("still not there"))
         assert await ago(agent, "core_since") == 30.0
-        assert (await told.status())["core_error"] == "still not there"
-        told.core_answered()
+        assert (await agent.desk.status())["core_error"] == "still not there"
+        inbox.core_answered()
         world.clock.advance(5)
-        told.core_answered()
+        inbox.core_answered()
         assert await ago(agent, "core_since") == 5.0
-        told.core_failed(CoreUnavailable("gone"))
+        inbox.core_failed(CoreUnavailable("gone"))
         world.clock.advance(1)
         assert await ago(agent, "core_since") == 1.0
 
@@ -68,33 +68,21 @@ def test_it_tells_how_things_stand_with_the_guard(world: World, guard: Recording
     guard.fails = True
 
     async def scenario(agent: Agent, core: Core) -> None:
-        assert (await agent.reconciler.status())["guard"] == "unknown"
+        assert (await agent.desk.status())["guard"] == "unknown"
         await agent.give(core.state([live(1)]))
-        assert (await agent.reconciler.status())["guard"] == "missing"
+        assert (await agent.desk.status())["guard"] == "missing"
         guard.fails = False
         await agent.look()
-        assert (await agent.reconciler.status())["guard"] == "in_force"
+        assert (await agent.desk.status())["guard"] == "in_force"
 
     with_agent(world, scenario)
 
 
 def test_without_a_guard_it_says_so_and_whether_the_link_is_up(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        assert (await agent.reconciler.status())["guard"] == "none"
+        assert (await agent.desk.status())["guard"] == "none"
         await agent.give(core.state([]))
-        assert (await agent.reconciler.status())["link_up"] is True
-
-    with_agent(world, scenario)
-
-
-def test_a_plan_names_who_somebody_else_has_removed(world: World) -> None:
-    async def scenario(agent: Agent, core: Core) -> None:
-        await agent.give(core.state([peer(1, name="alice", session=grant("s1", 1))]))
-        world.host.kernel.apply(RemovePeer(key(1)))
-        planned = await agent.reconciler.plan()
-        assert [(d["kind"], d["name"]) for d in planned["drift"]] == [("peer_removed", "alice")]
-        (added,) = planned["operations"]
-        assert (added["operation"], added["before"], added["session_id"]) == ("add", None, "s1")
+        assert (await agent.desk.status())["link_up"] is True
 
     with_agent(world, scenario)
 
@@ -108,10 +96,10 @@ def test_after_the_journal_was_lost_it_says_of_link_and_guard_what_is_known(
     async def scenario(agent: Agent, core: Core) -> None:
         assert world.host.up
         assert guard.table
-        document = await agent.reconciler.status()
+        document = await agent.desk.status()
         assert (document["link_up"], document["guard"], document["epoch"]) == (None, "left_over", None)
         await agent.give(core.state([live(1)]))
-        document = await agent.reconciler.status()
+        document = await agent.desk.status()
         assert (document["link_up"], document["guard"], document["epoch"]) == (True, "in_force", "e1")
 
     with_agent(world, before)
@@ -125,10 +113,10 @@ def test_a_table_that_could_not_be_read_at_the_start_is_not_said_to_be_there(
     guard.fails = True
 
     async def scenario(agent: Agent, core: Core) -> None:
-        assert (await agent.reconciler.status())["guard"] == "unknown"
+        assert (await agent.desk.status())["guard"] == "unknown"
         guard.fails = False
         await agent.give(core.state([], mfa_required=False))
-        assert (await agent.reconciler.status())["guard"] == "not_needed"
+        assert (await agent.desk.status())["guard"] == "not_needed"
 
     with_agent(world, scenario)
 
@@ -137,7 +125,7 @@ def test_an_interface_that_was_made_just_now_is_known_to_be_down_until_it_is_up(
     world.host.comes_up_later = True
 
     async def scenario(agent: Agent, core: Core) -> None:
-        assert (await agent.reconciler.status())["link_up"] is False
+        assert (await agent.desk.status())["link_up"] is False
 
     with_agent(world, scenario)
 
@@ -145,19 +133,19 @@ def test_an_interface_that_was_made_just_now_is_known_to_be_down_until_it_is_up(
 def test_who_was_revoked_and_can_not_be_removed_is_told_until_gone(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2)]))
-        assert (await agent.reconciler.status())["overstaying"] == 0
+        assert (await agent.desk.status())["overstaying"] == 0
         world.host.refuses[key(1)] = frozenset({RemovePeer, CutPeer})
         await agent.give([core.change(revoked(1, "s1"))])
         assert set(world.on_interface()) == {key(1), key(2)}
-        document = await agent.reconciler.status()
+        document = await agent.desk.status()
         assert (document["overstaying"], document["expiry_late"]) == (1, False)
-        agent.reconciler.refresh_metrics()
+        agent.desk.refresh_metrics()
         assert agent.metric("wg_agent_fault", part="device") == 1
         world.host.refuses.clear()
         await agent.tick()
         assert set(world.on_interface()) == {key(2)}
-        assert (await agent.reconciler.status())["overstaying"] == 0
-        agent.reconciler.refresh_metrics()
+        assert (await agent.desk.status())["overstaying"] == 0
+        agent.desk.refresh_metrics()
         assert agent.metric("wg_agent_fault", part="device") == 0
 
     with_agent(world, scenario)

@@ -14,8 +14,8 @@ from tests.support.builders import grant, key, peer, psk
 
 
 def wants_pull(agent: Agent) -> bool:
-    wanted = agent.reconciler.pull_wanted.is_set()
-    agent.reconciler.pull_wanted.clear()
+    wanted = agent.inbox.pull_wanted.is_set()
+    agent.inbox.pull_wanted.clear()
     return wanted
 
 
@@ -90,7 +90,7 @@ def test_a_revision_that_goes_back_is_refused_whole(world: World) -> None:
         with pytest.raises(InvalidMessage):
             await agent.give(core.same([], revision=5))
         assert world.on_interface() == {key(1): psk(1)}
-        assert str(agent.reconciler.position) == "e1:6"
+        assert str(agent.inbox.position) == "e1:6"
 
     with_agent(world, scenario)
 
@@ -122,15 +122,15 @@ def test_another_epoch_may_start_over_but_only_by_a_pull(world: World) -> None:
 
 def test_core_that_went_away_is_not_found_again_by_what_it_sent_before(world: World) -> None:
     async def scenario(agent: Agent, core: Core) -> None:
-        reconciler = agent.reconciler
-        reconciler.core_answered()
-        answer = reconciler.submit(core.state([live(1)]), time.monotonic())
-        reconciler.core_failed(CoreUnavailable("core has gone"))
+        inbox = agent.inbox
+        inbox.core_answered()
+        answer = inbox.submit(core.state([live(1)]), time.monotonic())
+        inbox.core_failed(CoreUnavailable("core has gone"))
         assert (await answer).verdict is Verdict.APPLIED
         assert set(world.on_interface()) == {key(1)}
-        assert not reconciler.core_connected
+        assert not inbox.core_connected
         await agent.give(core.state([live(1)]))
-        assert reconciler.core_connected
+        assert inbox.core_connected
 
     with_agent(world, scenario)
 
@@ -140,11 +140,11 @@ def test_a_sender_that_went_away_does_not_stop_the_agent(world: World) -> None:
         core.revision = 5
         await agent.give(core.state([live(1)]))
         world.clock.advance(1)
-        agent.reconciler.submit(core.same([], revision=1), time.monotonic()).cancel()
-        agent.reconciler.submit([core.change(revoked(1, "s1"))], time.monotonic()).cancel()
+        agent.inbox.submit(core.same([], revision=1), time.monotonic()).cancel()
+        agent.inbox.submit([core.change(revoked(1, "s1"))], time.monotonic()).cancel()
         gone: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(agent.reconciler.end([key(1)])),
-            asyncio.ensure_future(agent.reconciler.plan()),
+            asyncio.ensure_future(agent.desk.end([key(1)])),
+            asyncio.ensure_future(agent.desk.plan()),
         ]
         await asyncio.sleep(0)
         for future in gone:

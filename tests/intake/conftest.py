@@ -1,0 +1,3 @@
+from tests.reconciler.conftest import guard, world
+
+__all__ = ["guard", "world"]
