@@ -34,6 +34,7 @@ from agent.expiry import token_expiry
 from agent.firewall import Firewall
 from agent.folders import claim_state, private_folder
 from agent.hardening import forbid_core_dumps
+from agent.health import Health
 from agent.hooks import Hooks
 from agent.journal import Journal
 from agent.keys import (
@@ -51,17 +52,13 @@ from agent.reconciler import Reconciler
 from agent.server import bind, own_app, serve, tls_context
 from agent.sessions import Limits
 from agent.state import State
-from agent.systemd import Notifier, take_service_result
+from agent.systemd import take_service_result
 from agent.timers import Timers
 from agent.warden import Warden
 from agent.wireguard.link import WireGuardLink
 
 _log = structlog.get_logger(__name__)
 
-STALLED: Final = 10.0
-"""Seconds without a tick through the reconciler after which the agent counts as stalled."""
-_PING_EVERY: Final = 2.0
-"""Seconds between two words to systemd's watchdog, which wants one in 30."""
 _GUARD_LOOKS: Final = 0.5
 """Seconds at least between two looks at the guard, however often it is changed."""
 _RULES: Final = 5.0
@@ -125,11 +122,6 @@ class _Daemon:
         self._config = config
         self._load = load
         self._secrets = secrets
-        self._notifier = Notifier()
-        self._alive_at = clock.monotonic()
-        self._pinged_at = -_PING_EVERY
-        self._ready = False
-        self._shown = ""
         self._stop = asyncio.Event()
         own_key = public_key(private_key)
         self._state = State(limits_of(config), own_key)
@@ -164,6 +156,7 @@ class _Daemon:
             warden=self._warden,
             service_result=take_service_result(config.paths.runtime),
         )
+        self._health = Health(self._reconciler)
         self._desk = Desk(self._reconciler, self._metrics, self._warden)
         self._acl = AclFirewall(
             config.interface.name,
@@ -238,13 +231,13 @@ class _Daemon:
             for _, sock, _ in listeners:
                 sock.close()
             self._config.control_socket.unlink(missing_ok=True)
-            self._notifier.stopping()
+            self._health.stopping()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STOP):
                     await self._core.close()
             await self._reconciler.stop(told=self._stop.is_set())
             self._acl.close()
-            self._notifier.close()
+            self._health.close()
             _log.info("stopped, tunnels stay up")
 
     async def _start(self) -> bool:
@@ -292,7 +285,7 @@ class _Daemon:
                 others = [
                     tasks.create_task(self._timers.run(), name="timers"),
                     tasks.create_task(self._core.run(), name="core"),
-                    tasks.create_task(self._become_ready(), name="ready"),
+                    tasks.create_task(self._health.become_ready(), name="ready"),
                     tasks.create_task(self._watch_guard(), name="guard"),
                     tasks.create_task(self._acl.keep(), name="access rules"),
                     tasks.create_task(_ended(reconciling), name="reconciler's end"),
@@ -300,19 +293,13 @@ class _Daemon:
                 ]
                 await self._stop.wait()
                 self._reconciler.audit.close()
-                self._notifier.stopping("stopping")
+                self._health.stopping("stopping")
                 for task in others:
                     task.cancel()
         finally:
             self._reconciler.finish()
             await asyncio.wait({reconciling}, timeout=_STOP)
             reconciling.cancel()
-
-    async def _become_ready(self) -> None:
-        """READY after the first state is in the kernel, or after adoption if core can't be had."""
-        await self._reconciler.inbox.settled.wait()
-        self._ready = True
-        self._notifier.ready(self._status_line())
 
     async def _watch_guard(self) -> None:
         """Look at the guard as soon as the kernel tells of a change; without its word, at each look."""
@@ -325,38 +312,13 @@ class _Daemon:
             self._reconciler.guard_disturbed()
             await asyncio.sleep(_GUARD_LOOKS)
 
-    def _status_line(self) -> str:
-        core = "core connected" if self._reconciler.inbox.core_connected else "core unreachable"
-        peers = len(self._reconciler.writer.mirror.peers)
-        return f"{core}, {peers} peers up, {len(self._state.sessions)} sessions"
-
     def _alive(self) -> None:
-        self._alive_at = clock.monotonic()
-        if self._alive_at - self._pinged_at >= _PING_EVERY:
-            self._pinged_at = self._alive_at
-            self._notifier.watchdog()
+        """Amid a long step."""
+        self._health.alive()
 
     def _ticked(self) -> None:
-        self._alive()
+        self._health.ticked()
         self._acl.refresh()
-        line = self._status_line()
-        if self._ready and line != self._shown and not self._stop.is_set():
-            self._notifier.status(line)
-            self._shown = line
-
-    def _is_healthy(self) -> bool:
-        return clock.monotonic() - self._alive_at < STALLED
-
-    def _is_ready(self) -> tuple[bool, str]:
-        if not self._ready:
-            return False, "starting"
-        if self._reconciler.expiry_late:
-            return False, "sessions past their deadline are still on the interface"
-        if not self._reconciler.inbox.core_connected:
-            return False, f"core is unreachable: {self._reconciler.inbox.core_error}"
-        if not self._reconciler.keeper.up:
-            return False, "the interface is down"
-        return True, ""
 
     async def _render(self) -> bytes:
         self._desk.refresh_metrics()
@@ -366,7 +328,7 @@ class _Daemon:
         """Bind all sockets, so that a port that is taken ends the start."""
         config = self._config
         bound: list[_Listener] = []
-        own = own_app(self._render, CONTENT_TYPE, self._is_healthy, self._is_ready)
+        own = own_app(self._render, CONTENT_TYPE, self._health.is_healthy, self._health.is_ready)
         bound.append(_Listener(own, bind(config.http.listen, "http.listen")))
         bound.append(_Listener(control_app(self._desk), bind_control(config.control_socket)))
         push = config.push
@@ -387,8 +349,7 @@ class _Daemon:
 
     def _reload(self) -> None:
         """SIGHUP: take what can change live, and say what can't."""
-        if self._ready:
-            self._notifier.reloading()
+        self._health.reloading()
         try:
             new = self._load()
         except ConfigError as error:
@@ -401,9 +362,7 @@ class _Daemon:
             )
             self._take_live()
             _log.info("configuration reloaded", changed=sorted(live), needs_restart=needs_restart)
-        if self._ready:
-            # The end of the reload; before the start is done it would be taken for that.
-            self._notifier.ready(self._status_line())
+        self._health.reloaded()
 
     def _take_live(self) -> None:
         config = self._config

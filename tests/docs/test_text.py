@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import yaml
 
-from agent import daemon
+from agent import health
 from agent.__main__ import _parser
 from agent.config import KEYS, SECTIONS, Sessions
 from agent.metrics import Metrics
@@ -144,8 +144,8 @@ def test_every_reason_has_its_row_in_troubleshooting(anchor: str, values: list[s
 
 
 def test_every_reason_not_to_be_ready_has_its_row() -> None:
-    source = (ROOT / "agent/daemon.py").read_text()
-    [body] = re.findall(r"def _is_ready.*?return True", source, re.DOTALL)
+    source = (ROOT / "agent/health.py").read_text()
+    [body] = re.findall(r"def is_ready.*?return True", source, re.DOTALL)
     part = DOCUMENTS["docs/troubleshooting.md"].part("readyz-is-503")
 
     reasons = re.findall(r'return False, f?"([^"{]+)', body)
@@ -162,7 +162,7 @@ def test_times_are_those_of_the_unit_and_of_the_configuration() -> None:
     assert f"clock tick has not got through for {unit['WatchdogSec']} s" in operations
     assert f"After {unit['TimeoutStartSec']} s systemd gives up" in troubleshooting
     assert f"acts\nafter {unit['WatchdogSec']}" in troubleshooting
-    assert (daemon.STALLED, "has not got through for ten seconds" in troubleshooting) == (10, True)
+    assert (health.STALLED, "has not got through for ten seconds" in troubleshooting) == (10, True)
     assert (Sessions().agent_lease, "(five minutes unless configured" in operations) == (300, True)
 
 
