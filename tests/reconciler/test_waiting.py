@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agent import books, warden
+from agent import books, guardtable, warden
 from agent.model import (
     AddPeer,
     CutPeer,
@@ -218,7 +218,7 @@ def test_a_table_that_is_made_again_keeps_nobody_on_the_interface(
 ) -> None:
     world.guard = guard = RecordingGuard(world.host)
     monkeypatch.setattr(warden, "_LEASE_EVERY", 0.0)
-    monkeypatch.setattr(warden, "_RAISE_EVERY", 0.0)
+    monkeypatch.setattr(guardtable, "RAISE_EVERY", 0.0)
 
     async def scenario(agent: Agent, core: Core) -> None:
         await agent.give(core.state([live(1), live(2)]))
