@@ -59,6 +59,9 @@ class Writer:
         self.mirror = Mirror()
         self.to_reap: dict[PublicKey, None] = {}
         """Peers that were cut and are still to be removed, oldest first."""
+        self.behind = False
+        """Whether the mirror may be behind the device: something failed, and how much of it was done is not
+        known. What a look finds then is no drift."""
         self._device = device
         self._added = added
         self._monotonic = monotonic
@@ -154,6 +157,11 @@ class Writer:
                 self.to_reap[key] = None
             return False
         return bool(self.to_reap)
+
+    async def read_again(self) -> set[PublicKey]:
+        """Have the mirror as the device is; return who has to be planned for anew. Raises DeviceError."""
+        _, again = self.mirror.observe(await self._device().read())
+        return again
 
     def reconsider(self) -> None:
         """After the mirror was read afresh: what is cut and still there is to be reaped, no other."""

@@ -174,7 +174,7 @@ def test_changes_on_top_of_the_first_state_wait_for_it(world: World) -> None:
 
     async def scenario(agent: Agent, core: Core) -> None:
         core.revision = 1
-        agent.reconciler.keeper._added_early = True
+        agent.reconciler.keeper._rollout.added_early = True
         with stalled(world, nftables) as asked:
             first = agent.inbox.submit(core.same([live(1), live(2)]), time.monotonic())
             await asyncio.to_thread(asked.wait, 10)
