@@ -62,7 +62,7 @@ def test_what_is_still_to_follow_is_no_drift(gateway: Gateway) -> None:
             core.change(granted(2, grant("s2", 2, lasts=7200))),
             core.change(granted(3, grant("s3", 3))),
         ]
-        given = agent.reconciler.submit(changes, 0.0)
+        given = agent.inbox.submit(changes, 0.0)
         gateway.world.clock.advance(5)
         gateway.guard.ends[prefix("10.8.0.4")] = gateway.monotonic() + 0.1
         agent.reconciler.guard_disturbed()

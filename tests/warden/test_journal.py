@@ -100,7 +100,7 @@ def test_core_lost_for_too_long_ends_sessions_that_only_the_table_knows(gateway:
         await agent.give(core.state([live(1), peer(2, mfa_exempt=True)]))
 
     async def second(agent: Agent, core: Core) -> None:
-        agent.reconciler.core_lost_grace = 30
+        agent.inbox.core_lost_grace = 30
         gateway.world.clock.advance(31)
         await agent.tick()
         assert gateway.world.on_interface().keys() == {key(2)}
