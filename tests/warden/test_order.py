@@ -66,6 +66,9 @@ def test_mfa_off_takes_the_table_down_last(gateway: Gateway) -> None:
         mark = gateway.mark()
         await agent.give([core.change(location_changed(mfa_required=False))])
         assert gateway.since(mark) == ["AddPeer 1", "lower"]
+        mark = gateway.mark()
+        await agent.tick()
+        assert gateway.since(mark) == []
 
     gateway.run(scenario)
 
