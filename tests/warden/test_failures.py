@@ -167,3 +167,18 @@ def test_a_peer_refused_for_a_session_that_is_nearly_over_has_left_something_in_
         assert (gateway.left(2), prefix("10.8.0.2") in gateway.guard.barred) == (None, False)
 
     gateway.run(scenario, required=False)
+
+
+def test_a_look_that_the_guard_fails_has_the_table_raised_again(gateway: Gateway) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1), peer(2, mfa_exempt=True)]))
+        gateway.guard.ends[prefix("10.8.0.9")] = None
+        gateway.guard.fails = {"read"}
+        mark = gateway.mark()
+        await agent.look()
+        assert gateway.since(mark) == ["raise 1 2"]
+        gateway.guard.fails = ()
+        await agent.look()
+        assert gateway.left(9) == 0
+
+    gateway.run(scenario)
