@@ -1,4 +1,4 @@
-"""Keeps the interface as the state wants it: looks at it, plans, carries out, mends what fails.
+"""Keeps the interface as the state wants it: looks at it, has plans carried out, mends what fails.
 
 Set messages are not transactional. After a failure the interface is read and planned for again, a
 bounded number of rounds; then it goes peer by peer, so that one cannot hold back the others (rule 16).
