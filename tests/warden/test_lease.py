@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.errors import DeviceError
 from agent.guard import Admission
@@ -118,3 +119,22 @@ def test_after_a_step_of_the_clock_elements_last_as_long_as_their_sessions(
         assert gateway.left(1) == pytest.approx(left, abs=0.1)
 
     gateway.run(scenario)
+
+
+def test_a_lease_of_an_earlier_life_that_cannot_be_renewed_is_told_of_once(gateway: Gateway) -> None:
+    async def first(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([live(1)]))
+
+    async def second(agent: Agent, core: Core) -> None:
+        told: list[int] = []
+        for fails in ({"lease"}, {"lease"}, (), {"lease"}):
+            gateway.guard.fails = fails
+            gateway.world.clock.advance(1)
+            with capture_logs() as logged:
+                await agent.tick()
+            told.append(sum(entry["event"] == "the lease can't be renewed" for entry in logged))
+        assert told == [1, 0, 0, 1]
+
+    gateway.run(first, kill=True)
+    gateway.lose_journal()
+    gateway.run(second)
