@@ -32,7 +32,7 @@ def test_without_the_guard_required_peers_with_sessions_are_refused_and_others_a
         assert [refused.reason for refused in outcome.refused] == ["not_guarded"]
         assert refusals(agent) == {key(1): Refusal.NOT_GUARDED}
         assert gateway.world.on_interface() == {key(3): None}
-        told = (await agent.reconciler.status())["guard_error"]
+        told = (await agent.desk.status())["guard_error"]
         assert "nftables fails" in told
         assert "mend it" in told
         gateway.guard.fails = ()
