@@ -9,24 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, NoReturn, TypeVar
+from typing import Final, Literal, NoReturn
 
 import msgspec
 import structlog
 
 from agent import clock, nftlist, patience
 from agent.acl import Acl, Verdict
-from agent.aclruleset import AclTable, access_table, acl_table, acl_table_name, remove
+from agent.aclruleset import AclTable, access_table, acl_table_name, remove
 from agent.errors import GuardError
 from agent.model import Prefix
-from agent.nft import Nft, Worker, open_nft
+from agent.nft import Nft
 from agent.nftlist import Listing
 from agent.nftwatch import Watch
-
-T = TypeVar("T")
+from agent.owntable import OwnTable
 
 _LOOK: Final = 600.0
 """Seconds after which the table is looked at though nothing was heard of it."""
@@ -79,8 +78,7 @@ class AclFirewall:
         self._enabled = enabled
         self._masquerade = masquerade
         self._priority = priority
-        self._nft = nft
-        self._worker = Worker()
+        self._own = OwnTable(partial(acl_table_name, interface), nft)
         self._acl: Acl | None = None
         """What is to be in force."""
         self._due = False
@@ -103,7 +101,7 @@ class AclFirewall:
         A file that can't be read closes the way for all peers until core says what passes. After a
         failure ``keep`` goes on trying.
         """
-        await self._do(partial(self._start, self._now_masqueraded()))
+        await self._own.do(partial(self._start, self._now_masqueraded()))
         self.stands = True
         self._awake.set()
 
@@ -119,7 +117,7 @@ class AclFirewall:
             self._ignoring, acl = True, None
         began = clock.monotonic()
         try:
-            await self._do(partial(self._put, acl, self._now_masqueraded()))
+            await self._own.do(partial(self._put, acl, self._now_masqueraded()))
         finally:
             patience.note("access rules", clock.monotonic() - began)
         self.stands = True
@@ -137,7 +135,7 @@ class AclFirewall:
             if not failure:
                 await self._disturbed(_LOOK_DEAF if self._deaf else _LOOK)
             try:
-                drift = await self._do(partial(self._mend, self._now_masqueraded()))
+                drift = await self._own.do(partial(self._mend, self._now_masqueraded()))
             except GuardError as error:
                 if failure != str(error):
                     _log.error("access rules can't be put in force", error=error.message, hint=error.hint)
@@ -158,11 +156,11 @@ class AclFirewall:
 
     async def remove(self) -> bool:
         """Remove the table; return whether it was there. The file stays."""
-        return await self._do(self._remove)
+        return await self._own.do(self._remove)
 
     def close(self) -> None:
         """Let go of nftables; the table stays."""
-        self._worker.close(self._nft)
+        self._own.close()
         self._hear_nothing()
 
     def _now_masqueraded(self) -> frozenset[Prefix]:
@@ -170,9 +168,6 @@ class AclFirewall:
             return frozenset()
         networks = self._networks()
         return self._masqueraded if networks is None else frozenset(networks)
-
-    async def _do(self, work: Callable[[], T]) -> T:
-        return await self._worker.do(work)
 
     async def _disturbed(self, at_most: float) -> None:
         """Return once the table may be otherwise than it should be, or after so many seconds.
@@ -243,7 +238,7 @@ class AclFirewall:
                 f"access rules can't be put in nftables' words: {error}",
                 "correct the location's access rules in core",
             ) from None
-        self._have(table, self._list())
+        self._have(table, self._own.listing())
         self._masqueraded, self._due = networks, False
 
     def _mend(self, networks: frozenset[Prefix]) -> list[str]:
@@ -252,7 +247,7 @@ class AclFirewall:
         before = self._table
         if wanted is None and before is None and not self._due:
             return []
-        held = self._list()
+        held = self._own.listing()
         drift: list[str] = []
         if before is not None:
             drift = ["it is gone"] if held is None else nftlist.acl_faults(held, before)
@@ -266,43 +261,18 @@ class AclFirewall:
     def _have(self, table: AclTable | None, held: Listing | None) -> None:
         if table is None:
             if held is not None:
-                self._run(remove(self._interface))
+                self._own.run(remove(self._interface))
         elif held is None or nftlist.acl_faults(held, table):
             for transaction in nftlist.acl_change(held or Listing(), table):
-                self._run(transaction)
+                self._own.run(transaction)
         self._table = table
 
     def _remove(self) -> bool:
-        there = self._list() is not None
+        there = self._own.listing() is not None
         if there:
-            self._run(remove(self._interface))
+            self._own.run(remove(self._interface))
         self._table = None
         return there
-
-    def _run(self, commands: Iterable[str]) -> str:
-        if self._nft is None:
-            self._nft = open_nft()
-        return self._nft.run("\n".join((*commands, "")))
-
-    def _list(self) -> Listing | None:
-        """The table as it is, None without one; raises GuardError for one that is not ours."""
-        # By name nft 1.0.6 would fetch the elements of all tables, the guard's many thousands among them.
-        name = acl_table(self._interface)
-        text = nftlist.table_part(self._run(["list ruleset inet"]), name)
-        if text is None:
-            return None
-        try:
-            listing = nftlist.parse(text)
-        except ValueError as error:
-            raise GuardError(
-                f"the table {name} can't be read: {error}", "report it with nft's version"
-            ) from None
-        if not listing.owned:
-            raise GuardError(
-                f"there is a table {name} that wg-agent did not make",
-                f"rename it, or remove it by: nft delete table {name}",
-            )
-        return listing
 
     def _recall(self) -> _Kept:
         """Return what the file holds, nothing if there is none; one that is damaged closes the way."""

@@ -151,11 +151,6 @@ _PRIORITIES: Final = {
 _RULE_COMMENT: Final = re.compile(r'comment "([^"]*)"$')
 
 
-def own_table(text: str, interface: str) -> str | None:
-    """Return the guard's part of nft's listing of all inet tables, None if it is not among them."""
-    return table_part(text, table(interface))
-
-
 def table_part(text: str, name: str) -> str | None:
     """Return a table's part of nft's listing, by family and name; None if it is not among them."""
     first = f"table {name} {{"

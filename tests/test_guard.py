@@ -245,9 +245,9 @@ def test_a_listing_is_read_in_the_words_of_older_and_newer_nft() -> None:
 }
 """
     others = "table inet wg_agent_wg {\n\tset session4_8 {\n\t\ttype ipv4_addr\n\t}\n}\n"
-    own = nftlist.own_table(f"{others}{text}{others}", "wg0")
+    own = nftlist.table_part(f"{others}{text}{others}", ruleset.table("wg0"))
     assert own == text.rstrip()
-    assert nftlist.own_table(others, "wg0") is None
+    assert nftlist.table_part(others, ruleset.table("wg0")) is None
     listing = nftlist.parse(own)
     assert listing.owned
     assert listing.has_lease

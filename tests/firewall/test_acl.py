@@ -515,7 +515,7 @@ def test_a_thousand_rules_are_in_force_together(judge: Callable[..., None]) -> N
         await rules.put(shut_but_for(*many))
         took = time.monotonic() - began
         began = time.monotonic()
-        assert await rules._do(lambda: rules._mend(frozenset())) == []
+        assert await rules._own.do(lambda: rules._mend(frozenset())) == []
         print(f"1,000 rules in {took:.3f} s, read again in {time.monotonic() - began:.3f} s")
         assert took < 10
         assert (await scene.table()).count("rule of group") == 1000
@@ -578,7 +578,7 @@ def test_an_interface_of_any_name_has_its_rules(judge: Callable[..., None], name
         await rules.put(shut_but_for(allow(ports=ports(WEB))))
         assert await scene.opened() == {WEB}
         assert await scene.seen_as(ALICE4) == "192.0.2.1"
-        assert await rules._do(lambda: rules._mend(frozenset({VPN4, VPN6}))) == []
+        assert await rules._own.do(lambda: rules._mend(frozenset({VPN4, VPN6}))) == []
 
     judge(check, name)
 

@@ -103,7 +103,7 @@ def test_a_change_among_25000_peers_takes_as_long_as_among_ten() -> None:
 def test_the_table_is_made_with_more_peers_than_one_transaction_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("agent.firewall._BATCH", 40)
+    monkeypatch.setattr("agent.guardwriter._BATCH", 40)
     peers = {PublicKey(i.to_bytes(32)): session(LONG, f"10.32.0.{i}") for i in range(100)}
 
     async def check(stand: Stand) -> None:
@@ -251,9 +251,9 @@ def test_nobody_is_tried_on_and_on_when_nothing_can_be_admitted() -> None:
     async def check(stand: Stand) -> None:
         guard = stand.firewall()
         await guard.raise_({}, LONG)
-        assert guard._nft is not None
-        guard._nft.close()
-        guard._nft = full
+        assert guard._own._nft is not None
+        guard._own._nft.close()
+        guard._own._nft = full
         many = {PublicKey(i.to_bytes(32)): session(LONG, f"10.32.{i >> 8}.{i & 255}") for i in range(5000)}
         with pytest.raises(GuardError, match=r"no peer can be admitted: .*Cannot allocate memory"):
             await guard.admit(many)
@@ -310,7 +310,7 @@ def test_signals_do_not_interrupt_what_is_asked_of_the_kernel() -> None:
     async def check(stand: Stand) -> None:
         guard = Firewall(stand.name)
         await guard.raise_({}, LONG)
-        thread = await guard._do(threading.get_ident)
+        thread = await guard._own.do(threading.get_ident)
         over = threading.Event()
 
         def storm() -> None:
@@ -342,7 +342,7 @@ def test_a_kernel_that_does_not_answer_does_not_keep_the_guard_from_being_let_go
     async def check(stand: Stand) -> None:
         guard = Firewall(stand.name)
         await guard.raise_({}, LONG)
-        hanging = asyncio.ensure_future(guard._do(lambda: answered.wait(30)))
+        hanging = asyncio.ensure_future(guard._own.do(lambda: answered.wait(30)))
         await asyncio.sleep(0.1)
         began = time.monotonic()
         guard.close()
