@@ -29,22 +29,9 @@ from agent.encoding import parse_prefix
 from agent.model import Prefix
 from agent.nftlist import HeldChain, Hook, Listing, acl_change, acl_faults, parse, table_part
 from agent.ruleset import OWNER, table_name
+from tests.firewall.rules import OPEN, addresses
 
 GRE = 47
-OPEN = Acl(Verdict.ACCEPT)
-
-
-def addresses(*texts: str) -> tuple[AddressRange, ...]:
-    """Of an address, a range (A-B) or a subnet (A/N) each."""
-    found = []
-    for text in texts:
-        first, dash, last = text.partition("-")
-        if dash:
-            found.append(AddressRange(*(ipaddress.ip_address(end).packed for end in (first, last))))
-        else:
-            network = ipaddress.ip_network(text)
-            found.append(AddressRange(network.network_address.packed, network.broadcast_address.packed))
-    return tuple(found)
 
 
 def judged(*rules: AclRule) -> list[str]:

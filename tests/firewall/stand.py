@@ -4,14 +4,16 @@ A veth pair stands in for the tunnel: the guard sees a link by name, and its pee
 """
 
 import asyncio
+import functools
 import json
 import re
 import sys
 import threading
 import time
+from collections.abc import Callable, Coroutine
 from subprocess import PIPE
 from types import TracebackType
-from typing import Self
+from typing import Any, ParamSpec, Self
 
 from agent.encoding import parse_prefix
 from agent.firewall import Firewall
@@ -19,8 +21,10 @@ from agent.guard import Admission
 from agent.model import PublicKey
 from agent.nft import Nft
 from agent.ruleset import table_name
+from tests.contract.inside import inside
 from tests.support.netns import Namespace, Network
 
+P = ParamSpec("P")
 ALICE, BOB, ROUTER = (PublicKey(bytes([number]) * 32) for number in (1, 2, 3))
 ALICE4, BOB4, ROUTER4 = "10.8.0.5", "10.8.0.6", "10.8.9.9"
 ALICE6, WIDE6 = "fd00:8::5", "fd00:8:0:1::7"
@@ -107,6 +111,17 @@ class Stand:
         argv = ("ping", "-n", "-c", "3", "-i", "0.05", "-w", "1", "-I", source, target)
         done = await asyncio.to_thread((space or self.clients).run, *argv, check=False)
         return done.returncode == 0
+
+
+def in_gateway(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Have a test run inside the gateway's namespace of the one fixture of its that is a ``Stand``."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **fixtures: P.kwargs) -> None:
+        [stand] = (value for value in fixtures.values() if isinstance(value, Stand))
+        inside(stand.gateway, test(*args, **fixtures))
+
+    return run
 
 
 class Talker:

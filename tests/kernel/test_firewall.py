@@ -1,7 +1,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -9,7 +9,8 @@ import pytest
 from agent.encoding import parse_prefix
 from agent.firewall import Firewall
 from tests.contract.inside import inside
-from tests.firewall.behaviours import BEHAVIOURS, LONG, Behaviour, quiet, reply
+from tests.firewall.behaviour import LONG, Behaviour, quiet, reply
+from tests.firewall.behaviours import BEHAVIOURS
 from tests.firewall.stand import ALICE, ALICE4, ROUTER, SERVER, Stand, Talker, exempt, session
 from tests.support.netns import Namespace, Network, Pinger
 
@@ -41,12 +42,8 @@ def _at_its_size(check: Behaviour) -> Any:
 )
 @pytest.mark.parametrize("check", [_at_its_size(check) for check in BEHAVIOURS])
 def test_the_guard(check: Behaviour) -> None:
-    with Network() as net:
-        stand = Stand(net)
-        try:
-            inside(stand.gateway, check(stand))
-        finally:
-            stand.close()
+    with Network() as net, closing(Stand(net)) as stand:
+        inside(stand.gateway, check(stand))
 
 
 class Tunnels:
@@ -101,13 +98,9 @@ class Tunnels:
 
 
 def judge(check: Callable[[Tunnels, Firewall], Coroutine[Any, Any, None]]) -> None:
-    with Network() as net:
+    with Network() as net, closing(Firewall("wg0")) as guard:
         tunnels = Tunnels(net)
-        guard = Firewall("wg0")
-        try:
-            inside(tunnels.gateway, check(tunnels, guard))
-        finally:
-            guard.close()
+        inside(tunnels.gateway, check(tunnels, guard))
 
 
 async def shake_hands(tunnels: Tunnels) -> None:
