@@ -39,8 +39,8 @@ def test_a_session_survives_its_gateway_and_ends_on_both(tmp_path: Path, where: 
         first = pair.active()
         second = pair.other(first)
         alice, bob = pair.add_client("alice", 101), pair.add_client("bob", 102)
-        _, psk = pair.grant(alice)
-        session, short_psk = pair.grant(bob, lifetime=60)
+        _, psk = pair.core.grant(alice)
+        session, short_psk = pair.core.grant(bob, lifetime=60)
         for host in pair.hosts:
             assert host.peers() == {alice.public_key: psk, bob.public_key: short_psk}
             assert alice.address in host.guarded()
@@ -124,7 +124,7 @@ def _the_address_is_given_away(pair: Pair, host: Host, alice: Client, pings: Pin
 
 
 def _both_end_a_session_at_its_deadline(pair: Pair, bob: Client) -> None:
-    session, psk = pair.grant(bob, lifetime=10)
+    session, psk = pair.core.grant(bob, lifetime=10)
     for host in pair.hosts:
         assert host.peers()[bob.public_key] == psk
     deadline = monotonic_of(session.expires_at)

@@ -19,10 +19,9 @@ from typing import Any, Self
 from agent.control import ControlClient
 from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
-from agent.sandbox.sessions import Session
 from tests.support.needs import no_kernel_wireguard
 from tests.support.netns import Network, interface_name
-from tests.support.site import PORT, Client, CoreThread, until
+from tests.support.site import NETWORK, PORT, Client, CoreThread, until
 
 FILES = Path(__file__).parents[2] / "docs/high-availability"
 OUTSIDE, INSIDE = "192.0.2.10", "10.0.0.1"
@@ -180,7 +179,7 @@ class Pair:
         self.hosts = [Host(self, name, number) for number, name in enumerate(NAMES, 2)]
         server = self.network.namespace("server")
         self.network.plug(server, f"{SERVER}/24", self.inside)
-        server.ip("route", "add", "10.8.0.0/16", "via", INSIDE)
+        server.ip("route", "add", NETWORK, "via", INSIDE)
         tokens = [{"name": name, "location": "hq", "token": f"token-of-{name}"} for name in NAMES]
         self.core = CoreThread(folder, gateways=tokens)
         self._private_key = clamp(os.urandom(32))
@@ -226,44 +225,18 @@ class Pair:
 
     def add_client(self, name: str, number: int) -> Client:
         """A registered device in a namespace of its own, with an interface and no session yet."""
-        key = clamp(os.urandom(32))
-        self.core.call(self.core.admin.add_device("hq", name, format_key(public_key(key))))
-        device = next(d for d in self.core.do(lambda core: core.directory.devices("hq")) if d.name == name)
-        client = Client(name, key, device, self.network.namespace(name), interface_name())
-        assert client.space is not None
-        self.network.plug(client.space, f"192.0.2.{number}/24", self.outside)
-        made = client.space.run("ip", "link", "add", client.interface, "type", "wireguard", check=False)
-        if made.returncode:
-            client.space.run("wireguard-go", client.interface)
-        argv = ("wg", "set", client.interface, "private-key", "/dev/stdin")
-        client.space.run(*argv, stdin=format_key(key))
-        client.space.ip("address", "add", f"{client.address}/16", "dev", client.interface)
-        client.space.ip("link", "set", client.interface, "up")
-        client.space.ip("route", "add", f"{SERVER}/32", "dev", client.interface)
+        [client] = self.core.register([name])
+        space = self.network.namespace(name)
+        self.network.plug(space, f"192.0.2.{number}/24", self.outside)
+        client.join(space)
+        space.ip("route", "add", f"{SERVER}/32", "dev", client.interface)
         return client
-
-    def grant(self, client: Client, lifetime: float = 0) -> tuple[Session, str]:
-        """Grant a session; returns it and its PSK in base64, once the agents have it in the kernel."""
-
-        async def grant() -> Session:
-            core = self.core.service.core
-            location = core.directory.location("hq")
-            return await core.grant(client.device, location, "totp", lifetime=lifetime)
-
-        session = self.core.call(grant())
-        client.sessions.append(session.id)
-        assert session.preshared_key is not None
-        return session, format_key(session.preshared_key)
 
     def connect(self, client: Client, psk: str) -> None:
         """Give the client its PSK and the virtual address."""
-        assert client.space is not None
-        client.space.run(
-            *("wg", "set", client.interface, "peer", format_key(public_key(self._private_key))),
-            *("preshared-key", "/dev/stdin", "endpoint", f"{OUTSIDE}:{PORT}"),
-            *("allowed-ips", f"10.8.0.0/16,{SERVER}/32", "persistent-keepalive", "25"),
-            stdin=psk,
-        )
+        server = format_key(public_key(self._private_key))
+        networks = (NETWORK, f"{SERVER}/32")
+        client.connect(server, f"{OUTSIDE}:{PORT}", psk, networks=networks, keepalive=25)
 
     def endpoint(self, client: Client) -> str:
         """Where the client sends: it follows whoever sends it valid packets."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,8 @@ from tests.support.zygote import ForkedProcess, Zygote
 T = TypeVar("T")
 PORT = 51820
 GATEWAY_ADDRESS = "10.8.0.1"
+NETWORK = "10.8.0.0/16"
+"""Of the VPN."""
 
 
 def until(condition: Callable[[], T], timeout: float = 30.0, what: str = "it") -> T:
@@ -47,6 +49,68 @@ def until(condition: Callable[[], T], timeout: float = 30.0, what: str = "it") -
         if time.monotonic() > end:
             raise TimeoutError(f"{what} did not come about in {timeout} s")
         time.sleep(0.05)
+
+
+@dataclass
+class Client:
+    """A device with its private key; ``interface`` is set once it has a tunnel."""
+
+    name: str
+    private_key: bytes
+    device: Device
+    space: Namespace | None = None
+    interface: str = ""
+    cable: str = ""
+    """The first three octets of its network with the gateway."""
+    sessions: list[str] = field(default_factory=list)
+
+    @cached_property
+    def public_key(self) -> str:
+        return format_key(public_key(self.private_key))
+
+    @property
+    def address(self) -> str:
+        return self.device.allowed_ips[0].partition("/")[0]
+
+    def join(self, space: Namespace) -> None:
+        """Have an interface in this namespace, with the client's key and address."""
+        self.space, self.interface = space, interface_name()
+        made = space.run("ip", "link", "add", self.interface, "type", "wireguard", check=False)
+        if made.returncode:
+            space.run("wireguard-go", self.interface)
+        self._wg("private-key", "/dev/stdin", stdin=format_key(self.private_key))
+        space.ip("address", "add", f"{self.address}/16", "dev", self.interface)
+        space.ip("link", "set", self.interface, "up")
+
+    def connect(
+        self,
+        server: str,
+        endpoint: str,
+        psk: str = "",
+        *,
+        networks: Iterable[str] = (NETWORK,),
+        keepalive: int = 1,
+    ) -> None:
+        """Begin anew with this PSK, or without one, as after an authentication.
+
+        ``server`` is the gateway's public key, ``networks`` what is sent to it.
+        """
+        self._wg("peer", server, "remove")
+        self._wg(
+            *("peer", server),
+            *(("preshared-key", "/dev/stdin") if psk else ()),
+            *("endpoint", endpoint),
+            *("allowed-ips", ",".join(networks), "persistent-keepalive", str(keepalive)),
+            stdin=psk,
+        )
+
+    def use_psk(self, server: str, psk: str) -> None:
+        """Take a new PSK, as on a renewal: live keys stay."""
+        self._wg("peer", server, "preshared-key", "/dev/stdin", stdin=psk)
+
+    def _wg(self, *words: str, stdin: str = "") -> None:
+        assert self.space is not None
+        self.space.run("wg", "set", self.interface, *words, stdin=stdin)
 
 
 class CoreThread:
@@ -81,6 +145,30 @@ class CoreThread:
     def admin(self) -> AdminClient:
         return self.service.admin
 
+    def register(self, names: Sequence[str], **members: object) -> list[Client]:
+        """Register devices at the location; ``members`` are of each."""
+        keys = {format_key(public_key(key)): key for key in (clamp(os.urandom(32)) for _ in names)}
+        wanted = [
+            {"location": "hq", "name": name, "public_key": key, **members}
+            for name, key in zip(names, keys, strict=True)
+        ]
+        self.call(self.admin.add_devices(wanted), timeout=600)
+        devices = {d.public_key: d for d in self.do(lambda core: core.directory.devices("hq"))}
+        return [Client(devices[key].name, private, devices[key]) for key, private in keys.items()]
+
+    def grant(self, client: Client, lifetime: float = 0) -> tuple[Session, str]:
+        """Grant a session; returns it and its PSK in base64, once all agents have it in the kernel."""
+
+        async def grant() -> Session:
+            core = self.service.core
+            location = core.directory.location("hq")
+            return await core.grant(client.device, location, "totp", lifetime=lifetime)
+
+        session = self.call(grant())
+        client.sessions.append(session.id)
+        assert session.preshared_key is not None
+        return session, format_key(session.preshared_key)
+
     def start(self) -> None:
         self.call(self.service.start())
 
@@ -92,28 +180,6 @@ class CoreThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
-
-
-@dataclass
-class Client:
-    """A device with its private key; ``interface`` is set once it has a tunnel."""
-
-    name: str
-    private_key: bytes
-    device: Device
-    space: Namespace | None = None
-    interface: str = ""
-    cable: str = ""
-    """The first three octets of its network with the gateway."""
-    sessions: list[str] = field(default_factory=list)
-
-    @cached_property
-    def public_key(self) -> str:
-        return format_key(public_key(self.private_key))
-
-    @property
-    def address(self) -> str:
-        return self.device.allowed_ips[0].partition("/")[0]
 
 
 class Site:
@@ -281,23 +347,7 @@ format = "json"
 
     def add_clients(self, count: int, **members: object) -> list[Client]:
         """Register devices at core."""
-        keys = [clamp(os.urandom(32)) for _ in range(count)]
-        wanted = [
-            {
-                "location": "hq",
-                "name": f"device-{i}",
-                "public_key": format_key(public_key(key)),
-                **members,
-            }
-            for i, key in enumerate(keys)
-        ]
-        self.core.call(self.core.admin.add_devices(wanted), timeout=600)
-        devices = {d.public_key: d for d in self.core.do(lambda core: core.directory.devices("hq"))}
-        clients = []
-        for key in keys:
-            device = devices[format_key(public_key(key))]
-            clients.append(Client(device.name, key, device))
-        return clients
+        return self.core.register([f"device-{i}" for i in range(count)], **members)
 
     def add_strangers(self, count: int, *, lifetime: float = 0) -> set[str]:
         """Register devices that nobody has the private key of, each with a session; their keys."""
@@ -316,57 +366,24 @@ format = "json"
         return set(keys)
 
     def grant(self, client: Client, lifetime: float = 0) -> tuple[Session, str]:
-        """Grant a session; returns it and its PSK in base64, once the agent has it in the kernel."""
-
-        async def grant() -> Session:
-            core = self.core.service.core
-            location = core.directory.location("hq")
-            return await core.grant(client.device, location, "totp", lifetime=lifetime)
-
-        session = self.core.call(grant())
-        client.sessions.append(session.id)
-        assert session.preshared_key is not None
-        return session, format_key(session.preshared_key)
+        """As ``CoreThread.grant``."""
+        return self.core.grant(client, lifetime)
 
     def attach(self, client: Client) -> None:
         """Give the client a namespace of its own, cabled to the gateway, and an interface."""
         number = client.device.id % 200 + 1
-        client.space = self.network.namespace(f"client{number}")
+        space = self.network.namespace(f"client{number}")
         client.cable = f"{self.cables}.{number}"
-        self.network.link(self.gateway, f"{client.cable}.1/24", client.space, f"{client.cable}.2/24")
-        client.interface = interface_name()
-        self._make_wireguard(client)
-        client.space.run(
-            "wg", "set", client.interface, "private-key", "/dev/stdin", stdin=format_key(client.private_key)
-        )
-        client.space.ip("address", "add", f"{client.address}/16", "dev", client.interface)
-        client.space.ip("link", "set", client.interface, "up")
-
-    def _make_wireguard(self, client: Client) -> None:
-        assert client.space is not None
-        made = client.space.run("ip", "link", "add", client.interface, "type", "wireguard", check=False)
-        if made.returncode:
-            client.space.run("wireguard-go", client.interface)
+        self.network.link(self.gateway, f"{client.cable}.1/24", space, f"{client.cable}.2/24")
+        client.join(space)
 
     def connect(self, client: Client, psk: str = "") -> None:
         """The client begins anew with this PSK, or without one, as after an authentication."""
-        assert client.space is not None
-        server = self._server()
-        client.space.run("wg", "set", client.interface, "peer", server, "remove")
-        client.space.run(
-            "wg",
-            *("set", client.interface, "peer", server),
-            *(("preshared-key", "/dev/stdin") if psk else ()),
-            *("endpoint", f"{client.cable}.1:{PORT}"),
-            *("allowed-ips", "10.8.0.0/16", "persistent-keepalive", "1"),
-            stdin=psk,
-        )
+        client.connect(self._server(), f"{client.cable}.1:{PORT}", psk)
 
     def use_psk(self, client: Client, psk: str) -> None:
         """The client takes a new PSK, as it does on a renewal: live keys stay."""
-        assert client.space is not None
-        argv = ("wg", "set", client.interface, "peer", self._server(), "preshared-key", "/dev/stdin")
-        client.space.run(*argv, stdin=psk)
+        client.use_psk(self._server(), psk)
 
     def _server(self) -> str:
         return self.gateway.run("wg", "show", self.interface, "public-key").stdout.strip()
