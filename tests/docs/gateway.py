@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from agent.control import ControlClient
+from tests.support.client import Client
 from tests.support.netns import Namespace
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 INTERFACE = "wg0"
 _ENVIRONMENT = {

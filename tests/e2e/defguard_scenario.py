@@ -4,9 +4,10 @@ import os
 import time
 
 from agent.encoding import format_key
+from tests.support.client import Client
 from tests.support.defguard_site import GATEWAY, PRIVATE_KEY, DefguardSite
 from tests.support.scenarios import EMULATED, SLACK, ping
-from tests.support.site import Client, until
+from tests.support.site import until
 
 PATIENCE = 120.0 if EMULATED else 30.0
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.client import Client
 from tests.support.scenarios import connect, renew, revoke
-from tests.support.site import Client, Site
+from tests.support.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.userspace]
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.client import Client
 from tests.support.netns import Pinger
 from tests.support.pair import NAMES, OUTSIDE, SERVER, Host, Pair, until_at
 from tests.support.places import here_and_at_full_size_on_the_kernel
 from tests.support.scenarios import SLACK, monotonic_of
-from tests.support.site import PORT, Client, until
+from tests.support.site import PORT, until
 
 IDLE_TIMEOUT = 45
 """Seconds; longer than a failover, in which nobody hears of the client."""

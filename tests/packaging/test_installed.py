@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import package
+from tests.support.client import Client
 from tests.support.ledger import Seen
 from tests.support.package import LIB
 from tests.support.scenarios import connect, ping
-from tests.support.site import Client, until
+from tests.support.site import until
 from tests.support.unit import ETC, INTERFACE, STATE, STATES, UNIT, UnitSite, sh
 
 # dpkg takes its time under emulation.

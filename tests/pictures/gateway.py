@@ -21,7 +21,8 @@ from agent.encoding import format_key
 from agent.sandbox.core import Core
 from agent.sandbox.sessions import Session
 from tests.reliability.tls_front import Authority, TlsFront
-from tests.support.site import Client, Site, until
+from tests.support.client import Client
+from tests.support.site import Site, until
 
 INTERFACE: Final = "wg0"
 CORE: Final = "core.example.com"

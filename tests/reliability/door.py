@@ -13,8 +13,9 @@ from agent.sandbox.sessions import Session
 from tests.reliability.hostile import Attack
 from tests.reliability.pushing import Answer, Courier, Pushing, push_secret
 from tests.reliability.tls_front import Authority, TlsFront, client_context
+from tests.support.client import Client
 from tests.support.scenarios import ping
-from tests.support.site import Client, Site
+from tests.support.site import Site
 
 PUSH = "127.0.0.1:9587"
 HTTP = "127.0.0.1:9586"

@@ -26,8 +26,9 @@ from agent.errors import AgentError
 from agent.sandbox.core import Core
 from agent.sandbox.sessions import Session
 from tests.reliability.watched import Held, Watched
+from tests.support.client import Client
 from tests.support.scenarios import EMULATED, ping
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 EARLY: Final = 5.0 if EMULATED else 1.5
 """Seconds by which a session may end early: the agent's idea of core's time is ahead by what a pull takes

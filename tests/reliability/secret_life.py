@@ -21,9 +21,10 @@ from agent.sandbox.sessions import Grant
 from tests.contract.inside import _enter
 from tests.reliability.grep import Hunt, Secret
 from tests.reliability.pushing import Answer, Courier, Pushing, push_secret, signed
+from tests.support.client import Client
 from tests.support.ledger import FULL
 from tests.support.netns import Namespace
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 COMMANDS = (
     ("status",),

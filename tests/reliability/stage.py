@@ -24,8 +24,9 @@ from tests.core import fakes
 from tests.core.fakes import Handler, Request
 from tests.reliability.inspect_agent import Pages
 from tests.reliability.lying_core import LyingCore
+from tests.support.client import Client
 from tests.support.scenarios import ping
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 EPOCH: Final = "truth"
 HOUR: Final = 3600.0

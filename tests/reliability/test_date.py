@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from agent.sandbox.core import Core
+from tests.support.client import Client
 from tests.support.ledger import FULL, Seen
 from tests.support.mass_end import KEPT_CHANGES, metric
 from tests.support.netns import Pinger
 from tests.support.scenarios import EMULATED, SLACK, connect, ping
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 HOUR = 3600.0
 SHORT = 12.0 if EMULATED else 6.0

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from agent.encoding import format_key
+from tests.support.client import Client
 from tests.support.ledger import Seen
 from tests.support.netns import Namespace, interface_name
 from tests.support.places import here_and_at_full_size_on_the_kernel
 from tests.support.scenarios import EMULATED, connect, ping
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 NOTICED = 20.0 if EMULATED else 5.0
 """Seconds in which drift is healed: an observation is due each second here."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import pytest
 
 from tests.reliability.inspect_agent import memory
+from tests.support.client import Client
 from tests.support.fault_proxy import NO_FAULT, Fault, FaultProxy
 from tests.support.ledger import FULL, Seen
 from tests.support.netns import Pinger
 from tests.support.scenarios import SLACK, connect, monotonic_of, ping, revoke
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.userspace]
 

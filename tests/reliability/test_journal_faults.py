@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from agent.sandbox.core import Core
+from tests.support.client import Client
 from tests.support.ledger import FULL, Seen
 from tests.support.places import here_and_at_full_size_on_the_kernel
 from tests.support.scenarios import EMULATED, SLACK, connect, monotonic_of, ping
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 LIFETIME = 45.0 if EMULATED else 8.0
 

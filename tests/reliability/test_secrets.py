@@ -22,8 +22,9 @@ from tests.reliability.pushing import Courier, push_secret
 from tests.reliability.secret_life import BUG, Life
 from tests.reliability.tls_front import Authority
 from tests.reliability.witness import Witness
+from tests.support.client import Client
 from tests.support.ledger import FULL, Seen
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.userspace]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from tests.support.client import Client
 from tests.support.netns import Pinger
-from tests.support.site import Client
 
 SILENCE: Final = 1.0
 """Seconds without a reply that count as silence; single losses are counted by their numbers."""

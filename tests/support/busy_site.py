@@ -20,10 +20,11 @@ from typing import Final
 import trustme
 
 from agent.encoding import format_key
+from tests.support.client import Client
 from tests.support.fault_proxy import NO_FAULT, Fault, FaultProxy
 from tests.support.prometheus import Prometheus
 from tests.support.scenarios import connect, revoke
-from tests.support.site import GATEWAY_ADDRESS, Client, Site, until
+from tests.support.site import GATEWAY_ADDRESS, Site, until
 
 NAMES: Final = ("anna-laptop", "ben-phone", "chris-laptop", "dana-desktop", "emil-tablet", "fay-laptop")
 _DAYS: Final = 86_400

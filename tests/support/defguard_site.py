@@ -11,8 +11,9 @@ import trustme
 
 from agent.curve25519 import clamp
 from agent.encoding import format_key
+from tests.support.client import Client
 from tests.support.defguard_core import jwt
-from tests.support.site import GATEWAY_ADDRESS, PORT, Client, Site
+from tests.support.site import GATEWAY_ADDRESS, PORT, Site
 
 CORE, GATEWAY = "10.201.0.2", "10.201.0.1"
 CORE_PORT, GATEWAY_PORT = 50055, 50066

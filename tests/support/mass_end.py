@@ -16,9 +16,10 @@ from agent.sandbox.directory import Location
 from agent.sandbox.sessions import Session
 from tests.contract.inside import inside
 from tests.support.bystander import Bystander, Onlooker
+from tests.support.client import Client
 from tests.support.ledger import Seen
 from tests.support.scenarios import EMULATED, SLACK, connect, monotonic_of, ping
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 CUT = 2.0
 """Seconds from the moment that all are to end until the last one is cut."""

@@ -19,9 +19,11 @@ from typing import Any, Self
 from agent.control import ControlClient
 from agent.curve25519 import clamp, public_key
 from agent.encoding import format_key
+from tests.support.client import NETWORK, Client
+from tests.support.core_thread import CoreThread
 from tests.support.needs import no_kernel_wireguard
 from tests.support.netns import Network, interface_name
-from tests.support.site import NETWORK, PORT, Client, CoreThread, until
+from tests.support.site import PORT, until
 
 FILES = Path(__file__).parents[2] / "docs/high-availability"
 OUTSIDE, INSIDE = "192.0.2.10", "10.0.0.1"

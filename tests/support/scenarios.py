@@ -5,8 +5,9 @@ import time
 
 from agent.encoding import format_key
 from agent.sandbox.core import Core
+from tests.support.client import Client
 from tests.support.netns import Pinger
-from tests.support.site import GATEWAY_ADDRESS, Client, Site, until
+from tests.support.site import GATEWAY_ADDRESS, Site, until
 
 EMULATED = os.environ.get("IN_KERNEL_LAB") == "1"
 SLACK = 5.0 if EMULATED else 1.0

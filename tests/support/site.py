@@ -4,39 +4,32 @@ The core runs in a thread of the test's process and is reached over a unix socke
 namespaces; the agent is a process in the gateway's namespace.
 """
 
-import asyncio
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agent.control import ControlClient
-from agent.curve25519 import clamp, public_key
+from agent.curve25519 import public_key
 from agent.encoding import format_key
 from agent.errors import AgentError
-from agent.sandbox.admin import AdminClient
 from agent.sandbox.core import Core
-from agent.sandbox.directory import Device
-from agent.sandbox.service import CoreService, make_config
 from agent.sandbox.sessions import Session
-from tests.support.netns import Namespace, Network, interface_name
+from tests.support.client import Client
+from tests.support.core_thread import CoreThread
+from tests.support.netns import Network, interface_name
 from tests.support.zygote import ForkedProcess, Zygote
 
 T = TypeVar("T")
 PORT = 51820
 GATEWAY_ADDRESS = "10.8.0.1"
-NETWORK = "10.8.0.0/16"
-"""Of the VPN."""
 
 
 def until(condition: Callable[[], T], timeout: float = 30.0, what: str = "it") -> T:
@@ -49,137 +42,6 @@ def until(condition: Callable[[], T], timeout: float = 30.0, what: str = "it") -
         if time.monotonic() > end:
             raise TimeoutError(f"{what} did not come about in {timeout} s")
         time.sleep(0.05)
-
-
-@dataclass
-class Client:
-    """A device with its private key; ``interface`` is set once it has a tunnel."""
-
-    name: str
-    private_key: bytes
-    device: Device
-    space: Namespace | None = None
-    interface: str = ""
-    cable: str = ""
-    """The first three octets of its network with the gateway."""
-    sessions: list[str] = field(default_factory=list)
-
-    @cached_property
-    def public_key(self) -> str:
-        return format_key(public_key(self.private_key))
-
-    @property
-    def address(self) -> str:
-        return self.device.allowed_ips[0].partition("/")[0]
-
-    def join(self, space: Namespace) -> None:
-        """Have an interface in this namespace, with the client's key and address."""
-        self.space, self.interface = space, interface_name()
-        made = space.run("ip", "link", "add", self.interface, "type", "wireguard", check=False)
-        if made.returncode:
-            space.run("wireguard-go", self.interface)
-        self._wg("private-key", "/dev/stdin", stdin=format_key(self.private_key))
-        space.ip("address", "add", f"{self.address}/16", "dev", self.interface)
-        space.ip("link", "set", self.interface, "up")
-
-    def connect(
-        self,
-        server: str,
-        endpoint: str,
-        psk: str = "",
-        *,
-        networks: Iterable[str] = (NETWORK,),
-        keepalive: int = 1,
-    ) -> None:
-        """Begin anew with this PSK, or without one, as after an authentication.
-
-        ``server`` is the gateway's public key, ``networks`` what is sent to it.
-        """
-        self._wg("peer", server, "remove")
-        self._wg(
-            *("peer", server),
-            *(("preshared-key", "/dev/stdin") if psk else ()),
-            *("endpoint", endpoint),
-            *("allowed-ips", ",".join(networks), "persistent-keepalive", str(keepalive)),
-            stdin=psk,
-        )
-
-    def use_psk(self, server: str, psk: str) -> None:
-        """Take a new PSK, as on a renewal: live keys stay."""
-        self._wg("peer", server, "preshared-key", "/dev/stdin", stdin=psk)
-
-    def _wg(self, *words: str, stdin: str = "") -> None:
-        assert self.space is not None
-        self.space.run("wg", "set", self.interface, *words, stdin=stdin)
-
-
-class CoreThread:
-    """The sandbox core on a loop of its own."""
-
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time, **members: object) -> None:
-        socket = folder / "core.sock"
-        settings: dict[str, Any] = {
-            "sessions": {"lifetime": 3600},
-            "heartbeat": 1,
-            "applied_timeout": 60,
-            **members,
-        }
-        self.service = CoreService(make_config(folder, listen=f"unix:{socket}", **settings), clock=clock)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="core", daemon=True)
-        self._thread.start()
-
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float = 120.0) -> T:
-        """Run a coroutine on the core's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
-
-    def do(self, work: Callable[[Core], T]) -> T:
-        """Run a function on the core's loop, which owns its database."""
-
-        async def run() -> T:
-            return work(self.service.core)
-
-        return self.call(run())
-
-    @property
-    def admin(self) -> AdminClient:
-        return self.service.admin
-
-    def register(self, names: Sequence[str], **members: object) -> list[Client]:
-        """Register devices at the location; ``members`` are of each."""
-        keys = {format_key(public_key(key)): key for key in (clamp(os.urandom(32)) for _ in names)}
-        wanted = [
-            {"location": "hq", "name": name, "public_key": key, **members}
-            for name, key in zip(names, keys, strict=True)
-        ]
-        self.call(self.admin.add_devices(wanted), timeout=600)
-        devices = {d.public_key: d for d in self.do(lambda core: core.directory.devices("hq"))}
-        return [Client(devices[key].name, private, devices[key]) for key, private in keys.items()]
-
-    def grant(self, client: Client, lifetime: float = 0) -> tuple[Session, str]:
-        """Grant a session; returns it and its PSK in base64, once all agents have it in the kernel."""
-
-        async def grant() -> Session:
-            core = self.service.core
-            location = core.directory.location("hq")
-            return await core.grant(client.device, location, "totp", lifetime=lifetime)
-
-        session = self.call(grant())
-        client.sessions.append(session.id)
-        assert session.preshared_key is not None
-        return session, format_key(session.preshared_key)
-
-    def start(self) -> None:
-        self.call(self.service.start())
-
-    def kill(self) -> None:
-        self.call(self.service.kill())
-
-    def close(self) -> None:
-        self.call(self.service.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
 
 
 class Site:

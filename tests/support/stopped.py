@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.client import Client
 from tests.support.ledger import Seen
 from tests.support.scenarios import EMULATED, SLACK, connect, monotonic_of, ping
-from tests.support.site import Client, Site, until
+from tests.support.site import Site, until
 
 LATE = 1.0 if EMULATED else 0.1
 """Seconds past a deadline that the kernel keeps by itself; reading ping's lines takes some of it."""

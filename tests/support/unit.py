@@ -18,9 +18,10 @@ from typing import Any, Self
 
 from agent.control import ControlClient
 from agent.sandbox.sessions import Session
+from tests.support.client import Client
 from tests.support.netns import Namespace, Pinger
 from tests.support.scenarios import SLACK, monotonic_of
-from tests.support.site import Client, Site
+from tests.support.site import Site
 
 INTERFACE = "wg0"
 UNIT = f"wg-agent@{INTERFACE}.service"
