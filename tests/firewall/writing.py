@@ -162,7 +162,9 @@ async def who_is_there_already_is_only_written_to_a_table_that_is_made(stand: St
     assert differences(wanted, await guard.read()) == []
     other = {ALICE: session(LONG / 2, ALICE4), BOB: session(LONG / 2, BOB4)}
     assert await guard.raise_(other, LONG, {ALICE}) == {}
-    assert differences({ALICE: wanted[ALICE], BOB: other[BOB]}, await guard.read()) == []
+    assert (contents := await guard.read()) is not None
+    assert differences({ALICE: wanted[ALICE], BOB: other[BOB]}, contents) == []
+    assert contents.remaining(other[BOB].prefixes) <= LONG / 2 < contents.remaining(wanted[ALICE].prefixes)
 
 
 @behaviours.add
