@@ -23,6 +23,7 @@ from agent.curve25519 import clamp
 from agent.encoding import format_key, parse_key
 from agent.errors import ConfigError
 from agent.expiry import expiries_of
+from agent.folders import write_whole
 
 _SECRET_SIZE: Final = 64 << 10
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)  # what may stand in an Authorization header
@@ -218,7 +219,7 @@ def load_private_key(config: Config, *, create: bool) -> bytes:
 
 def _create_private_key(path: Path) -> bytes:
     raw = clamp(secrets.token_bytes(32))
-    _write_private_key(path, raw, path.hardlink_to)
+    _write_private_key(path, raw, replace=False)
     return raw
 
 
@@ -237,23 +238,14 @@ def check_private_key_storable(config: Config) -> None:
 
 def store_private_key(path: Path, raw: bytes) -> None:
     """Have the file hold this key from now on, whole or not at all; raises ConfigError."""
-    _write_private_key(path, raw, lambda fresh: fresh.replace(path))
+    _write_private_key(path, raw, replace=True)
 
 
-def _write_private_key(path: Path, raw: bytes, name_it: Callable[[Path], object]) -> None:
-    """Write a file beside it, which gets its name when it is whole: no start must find half a key."""
+def _write_private_key(path: Path, raw: bytes, *, replace: bool) -> None:
+    """No start must find half a key."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(format_key(raw).encode("ascii") + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            name_it(fresh)
-        finally:
-            fresh.unlink(missing_ok=True)
+        write_whole(path, format_key(raw).encode("ascii") + b"\n", replace=replace)
     except OSError as error:
         raise ConfigError(
             f"interface.private_key_file: {path} can't be made: {error.strerror}",

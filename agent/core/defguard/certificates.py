@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agent.errors import ConfigError, InvalidMessage
+from agent.folders import sync_names, write_whole
 from agent.keys import check_secret_mode
 
 CERTIFICATE: Final = "gateway_grpc_cert.pem"
@@ -220,22 +220,9 @@ def store(folder: Path, certificates: Certificates) -> None:
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, content in contents.items():
-            fresh = folder / f".{name}.{secrets.token_hex(4)}"
-            try:
-                descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                fresh.replace(folder / name)
-            finally:
-                fresh.unlink(missing_ok=True)
+            write_whole(folder / name, content)
         (folder / _DELETED).unlink(missing_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_names(folder)
 
 
 def remove(folder: Path) -> None:
