@@ -55,9 +55,6 @@ MEANINGS: Final[dict[Refusal, Meaning]] = {
     Refusal.SESSION_ENDED: Meaning(
         "the session that core shows has ended here, and an ended session stays dead", "authenticate again"
     ),
-    Refusal.GRANTED_AT_CHANGED: Meaning(
-        "core has moved granted_at of a session, which no session may do", "authenticate again"
-    ),
     Refusal.NOT_JOURNALLED: Meaning(
         "its session could not be written to the journal, and what a restart would not know is not let in",
         "see the disk of the state folder (paths.state): wg-agent check, and the log",

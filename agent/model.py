@@ -121,7 +121,6 @@ class Refusal(StrEnum):
     PREFIX_CLAIMED = "prefix_claimed"
     SESSION_ON_TWO_KEYS = "session_on_two_keys"
     SESSION_ENDED = "session_ended"
-    GRANTED_AT_CHANGED = "granted_at_changed"
     NOT_JOURNALLED = "not_journalled"
     NOT_GUARDED = "not_guarded"
     DEVICE = "device_refused"

@@ -3,6 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from agent.model import (
+    EndReason,
     Peer,
     PeerRemoved,
     PeerUpserted,
@@ -235,18 +236,20 @@ def test_a_peer_that_needs_no_session_is_not_kept_out_by_a_dead_one() -> None:
     assert (refused(agent), present(agent)) == ({key(1): Refusal.SESSION_ENDED}, set())
 
 
-def test_granted_at_never_changes_for_an_id() -> None:
+def test_a_session_shown_with_another_granted_at_is_replaced_and_its_id_dead() -> None:
     altered = grant("s-1", 1, granted_at=CORE + 5.0)
-    for later in (
-        SessionGranted(key(1), altered),
-        PeerUpserted(peer(1, session=altered)),
-    ):
+    for later in (SessionGranted(key(1), altered), PeerUpserted(peer(1, session=altered)), None):
         agent = running(snapshot([peer(1, session=grant("s-1", 1))]))
-        agent.change(later, after(10))
-        assert (list(refused(agent)), present(agent), agent.state.sessions) == ([key(1)], set(), {})
-    agent = running(snapshot([peer(1, session=grant("s-1", 1))]))
-    agent.load(snapshot([peer(1, session=altered)], revision=2), after(10))
-    assert (list(refused(agent)), present(agent), agent.state.sessions) == ([key(1)], set(), {})
+        if later is None:
+            agent.load(snapshot([peer(1, session=altered)], revision=2), after(10))
+        else:
+            agent.change(later, after(10))
+        assert (present(agent), agent.state.sessions) == (set(), {})
+        assert refused(agent) == {key(1): Refusal.SESSION_ENDED}
+        assert [(end.session_id, end.reason) for end in agent.reported] == [("s-1", EndReason.REPLACED)]
+        # Nor does the first one come back to life.
+        agent.change(SessionGranted(key(1), grant("s-1", 1)), after(11))
+        assert (refused(agent), present(agent)) == ({key(1): Refusal.SESSION_ENDED}, set())
 
 
 def test_one_id_on_two_keys_refuses_both_by_snapshot() -> None:
