@@ -114,7 +114,7 @@ class Desk:
         metrics.interface_up.set(self._keeper.up)
         metrics.overdue_seconds.set(max((-d.remaining(now) for d in state.overdue), default=0.0))
         metrics.set_faults(
-            device=bool(self._reconciler.fault or self._keeper.overstaying),
+            device=bool(self._reconciler.device_fault),
             guard=bool(self._guard_error),
             journal=not self._books.ok,
         )

@@ -77,16 +77,26 @@ class Health:
         reconciler, inbox = self._reconciler, self._reconciler.inbox
         if not self._started:
             return False, "starting"
-        if reconciler.expiry_late:
-            return False, "sessions past their deadline are still on the interface"
+        if fault := self._interface_fault():
+            return False, fault
         if not inbox.core_connected:
             return False, f"core is unreachable: {inbox.core_error}"
         if not reconciler.keeper.up:
             return False, "the interface is down"
         return True, ""
 
+    def _interface_fault(self) -> str:
+        """Why not all who are to go, or to come, are off the interface, or on it; empty if they are."""
+        if self._reconciler.expiry_late:
+            return "sessions past their deadline are still on the interface"
+        if fault := self._reconciler.device_fault:
+            return f"the interface does not follow: {fault}"
+        return ""
+
     def _line(self) -> str:
         reconciler = self._reconciler
         core = "core connected" if reconciler.inbox.core_connected else "core unreachable"
         peers = len(reconciler.writer.mirror.peers)
-        return f"{core}, {peers} peers up, {len(reconciler.state.sessions)} sessions"
+        line = f"{core}, {peers} peers up, {len(reconciler.state.sessions)} sessions"
+        fault = self._interface_fault()
+        return f"{line}; {fault}" if fault else line

@@ -128,6 +128,13 @@ class Reconciler:
         return any(-deadline.remaining(now) > LATE for deadline in self.state.overdue)
 
     @property
+    def device_fault(self) -> str:
+        """Why the interface does not follow the state; empty if it does."""
+        if count := self.keeper.overstaying:
+            return f"{count} peer{' has' if count == 1 else 's have'} to go, and the device refuses"
+        return self.fault
+
+    @property
     def in_step(self) -> bool:
         """Whether all that core has said by now is known to be in the kernel."""
         waiting = self._next.waiting or (self._under_way is not None and self._under_way.waiting)

@@ -1,13 +1,16 @@
 """The daemon as a process: what the service manager, signals and a second agent see of it."""
 
 import contextlib
+import errno
 import json
 import os
 import select
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,9 @@ from typing import Any, Self
 
 import pytest
 
+from agent.wireguard.userspace import socket_path
 from tests.support.netns import Pinger
+from tests.support.scenarios import revoke
 from tests.support.site import GATEWAY_ADDRESS, Site, until
 
 userspace = pytest.mark.userspace
@@ -141,6 +146,67 @@ def test_what_the_manager_the_operator_and_the_signals_see(tmp_path: Path) -> No
         manager.wait("STOPPING=1", timeout=1)
         assert set(site.shown()) == {client.public_key}
         assert not [line for line in site.log.read_text().splitlines() if "Traceback" in line]
+
+
+@contextlib.contextmanager
+def keeping_its_peers(interface: str) -> Iterator[None]:
+    """The interface's wireguard-go does all it is asked for, but removes nobody."""
+    path = socket_path(interface)
+    aside = path.with_suffix(".aside")
+
+    class Refusing(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            request = b""
+            while not request.endswith(b"\n\n"):
+                if not (line := self.rfile.readline()):
+                    return  # somebody who looks whether anybody listens
+                request += line
+            if b"remove=true\n" in request:
+                self.wfile.write(b"errno=%d\n\n" % errno.EBUSY)
+                return
+            with socket.socket(socket.AF_UNIX) as device:
+                device.connect(str(aside))
+                device.sendall(request)
+                answer = b""
+                while not answer.endswith(b"\n\n"):
+                    answer += device.recv(65536)
+            self.wfile.write(answer)
+
+    stand_in = path.with_suffix(".stand-in")
+    with socketserver.ThreadingUnixStreamServer(str(stand_in), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever, name="wireguard-go's stand-in")
+        thread.start()
+        path.rename(aside)
+        stand_in.rename(path)
+        try:
+            yield
+        finally:
+            aside.rename(path)
+            server.shutdown()
+            thread.join()
+
+
+@userspace
+def test_a_gateway_that_can_not_end_access_is_not_ready_and_says_so(tmp_path: Path) -> None:
+    fault = "the interface does not follow: 1 peer has to go, and the device refuses"
+    with managed(tmp_path) as (site, manager):
+        one, other = site.add_clients(2)
+        manager.start(WG_AGENT_INTERFACE__BACKEND="userspace")
+        manager.wait("READY=1")
+        site.grant(one)
+        site.grant(other)
+        manager.wait("STATUS=core connected, 2 peers up, 2 sessions", timeout=10)
+
+        with keeping_its_peers(site.interface):
+            revoke(site, one)
+            manager.wait(f"STATUS=core connected, 2 peers up, 1 sessions; {fault}", timeout=20)
+            assert http(site, "/readyz") == (503, fault)
+            assert http(site, "/healthz")[0] == 200
+            assert set(site.shown()) == {one.public_key, other.public_key}
+
+        manager.wait("STATUS=core connected, 1 peers up, 1 sessions", timeout=20)
+        assert http(site, "/readyz") == (200, "ok")
+        assert set(site.shown()) == {other.public_key}
 
 
 @userspace
