@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo    the whole product in two network namespaces: it takes 20 s, once all is installed"
-	@echo "make test    every test, the kernel's under QEMU where needed, 15 to 40 minutes"
+	@echo "make test    every test, the kernel's under QEMU where needed, 25 to 55 minutes"
 	@echo "make reliability  every fault at full size; writes docs/reliability.md"
 	@echo "make pictures  the pictures of the documentation anew, from a real run; writes docs/pictures/"
 	@echo "make lint    ruff, mypy --strict, import contracts"
