@@ -10,9 +10,10 @@ import msgspec
 import pytest
 import yaml
 
-from agent import health
+from agent import audit, health, patience, trail, writer
 from agent.__main__ import _parser
 from agent.config import KEYS, SECTIONS, Sessions
+from agent.core import messages
 from agent.metrics import Metrics
 from agent.model import EndReason, Refusal
 from agent.plan import DriftKind
@@ -164,6 +165,18 @@ def test_times_are_those_of_the_unit_and_of_the_configuration() -> None:
     assert f"acts\nafter {unit['WatchdogSec']}" in troubleshooting
     assert (health.STALLED, "has not got through for ten seconds" in troubleshooting) == (10, True)
     assert (Sessions().agent_lease, "(five minutes unless configured" in operations) == (300, True)
+
+
+def test_sizes_in_the_architecture_are_those_of_the_code() -> None:
+    text = DOCUMENTS["docs/ARCHITECTURE.md"].text
+
+    assert f"the last {trail.ROOM:,} occurrences" in text
+    assert f"more than {writer.SLICE} updates and adds" in text
+    assert (writer.HANDFUL, "a few at a time, eight at most" in text) == (8, True)
+    assert (audit._ONE_BY_ONE, "fifty lines a moment" in text) == (50, True)
+    assert (patience.LOOK_UP, "longer than a quarter of a second there" in text) == (0.25, True)
+    assert (patience.SLOW, "longer than a second is named" in text) == (1, True)
+    assert (messages._PORTION, "a thousand entries at a time" in text) == (1000, True)
 
 
 def test_every_alert_leads_to_a_section_that_says_what_to_do() -> None:
