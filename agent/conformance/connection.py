@@ -29,7 +29,7 @@ def judge_reached(answer: Answer, ledger: Ledger) -> bool:
         what = f"core refuses the token ({answer.status})"
     if answer.hint and not answer.status:
         what += f" ({answer.hint})"
-    if 300 <= answer.status < 400:
+    if _is_redirect(answer):
         ledger.skipped("connection.reachable", what)
         return False
     if answer.status == 200:
@@ -40,7 +40,7 @@ def judge_reached(answer: Answer, ledger: Ledger) -> bool:
 
 def judge_redirects(answers: Iterable[Answer], ledger: Ledger) -> None:
     """No answer of the walk was a redirect."""
-    redirects = [a.status for a in answers if 300 <= a.status < 400 and a.status != 304]
+    redirects = [a.status for a in answers if _is_redirect(a)]
     ledger.judged(
         "connection.no-redirects",
         not redirects,
@@ -87,6 +87,10 @@ def judge_unknown_path(answer: Answer, ledger: Ledger) -> None:
 def judge_method(what: str, answer: Answer, ledger: Ledger) -> None:
     """A path asked by the wrong method."""
     ledger.judged("errors.method", _is_not_served(answer), f"{what}: {answer}")
+
+
+def _is_redirect(answer: Answer) -> bool:
+    return 300 <= answer.status < 400 and answer.status != 304
 
 
 def _is_not_served(answer: Answer) -> bool:

@@ -180,7 +180,8 @@ def _judge_peers(snapshot: Snapshot, entries: object, ledger: Ledger) -> None:
         ledger.failed(
             clause, f"{unreadable.name or unreadable.public_key or 'an entry'}: {unreadable.reason}"
         )
-    by_key = {entry.get("public_key"): entry for entry in entries if isinstance(entry, dict)}
+    with_key = [e for e in entries if isinstance(e, dict) and isinstance(e.get("public_key"), str)]
+    by_key = {entry["public_key"]: entry for entry in with_key}
     for peer in snapshot.peers:
         judge_entry(peer, by_key.get(key_text(peer)), ledger)
     _judge_list(snapshot, ledger)

@@ -29,6 +29,7 @@ from agent.conformance.verdicts import Ledger, Mark
         (Answer(403), False, Mark.FAIL, "core refuses the token (403)"),
         (Answer(404), False, Mark.FAIL, "GET state: core answered 404"),
         (Answer(307), False, Mark.SKIP, "GET state: core answered 307"),
+        (Answer(304), False, Mark.FAIL, "GET state: core answered 304"),
         (
             Answer(0, error="core can't be reached", hint="is core running?"),
             False,

@@ -78,6 +78,8 @@ BAD_STATES: list[tuple[Any, str]] = [
     (two(allowed_ips=["::ffff:10.8.1.1"]), "prefixes.strict"),
     (two(public_key=key(2)[:-2] + "B="), "keys.canonical"),
     (two(public_key="A" * 43 + "="), "keys.canonical"),
+    (two(public_key=[key(2)]), "keys.canonical"),
+    (two(public_key={"base64": key(2)}), "keys.canonical"),
     (two(preshared_key="A" * 43 + "="), "keys.preshared"),
     (two(session=session(id="s-20", preshared_key="")), "keys.preshared"),
     (two(session={"id": "s-20", "granted_at": TIME, "expires_at": TIME}), "state.sessions"),
