@@ -31,8 +31,8 @@ _STYLES: Final = {Mark.PASS: ("tick", "green"), Mark.FAIL: ("bad", "red"), Mark.
 def execute(arguments: argparse.Namespace) -> int:
     """Walk, and print what was found; 1 if a clause was broken.
 
-    Raises ConfigError for wrong usage, and for an exercise that fails. What was found before that, or
-    before Ctrl-C, is printed first.
+    Raises ConfigError for wrong usage, and for an exercise that fails; CoreUnavailable for a core that
+    goes away meanwhile. What was found before that, or before Ctrl-C, is printed first.
     """
     if arguments.list:
         _list(as_json=arguments.json)

@@ -16,6 +16,7 @@ from agent.conformance.stream import judge_events, judge_replay
 from agent.conformance.verdicts import Ledger
 from agent.conformance.wire import Wire
 from agent.core.stream import Heartbeat, ServerEvent
+from agent.errors import CoreUnavailable
 from agent.fence import Position
 from agent.model import PublicKey
 
@@ -37,15 +38,30 @@ class Asker:
         self.answers: list[Answer] = []
 
     async def ask(self, method: str, path: str, content: bytes | None = None, **more: Any) -> Answer:
-        """As ``Wire.ask``; a core that asks for a moment (429 or 503 with Retry-After) is given it."""
+        """As ``Wire.ask``; a core that asks for a moment (429 or 503 with Retry-After) is given it.
+
+        Raises CoreUnavailable where core, which was there before, answers neither this nor GET state.
+        """
         tries = _TRIES
         while True:
             answer = await self.wire.ask(method, path, content, **more)
+            if not answer.status and self.answers:
+                await self._look_after(f"{method} {path}", answer)
             self.answers.append(answer)
             tries -= 1
             if not tries or answer.moment is None:
                 return answer
             await asyncio.sleep(answer.moment)
+
+    async def _look_after(self, what: str, unanswered: Answer) -> None:
+        """Tell a request that core does not answer from a core that is gone: the rest would be waited for."""
+        for _ in range(_TRIES):
+            if (await self.wire.ask("GET", "state")).status:
+                return
+            await asyncio.sleep(1.0)
+        seen = f"core answers no more, since {what}: {unanswered}"
+        self.ledger.failed("connection.reachable", seen)
+        raise CoreUnavailable(seen, "see why core ended or hangs, and run the check again")
 
     async def settle(self, *, has_stream: bool, after: str, seconds: float = 10.0) -> bool:
         """Pull the state, and have the stream come up to it; False if there is no state to be had."""

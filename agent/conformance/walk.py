@@ -71,10 +71,11 @@ class Walk:
         return [] if self._play is None else self._play.left
 
     async def run(self, *, watch: float = 0.0, exercise: Exercise | None = None) -> None:
-        """Ask everything; ``watch`` is in seconds. Raises ConfigError if the exercise's program fails.
+        """Ask everything; ``watch`` is in seconds.
 
-        Also then, and if it is cancelled, the ledger has what was found before, and says of all else
-        that it was not reached.
+        Raises ConfigError if the exercise's program fails, and CoreUnavailable if core goes away. Also
+        then, and if it is cancelled, the ledger has what was found before, and says of all else that it
+        was not reached.
         """
         try:
             await self._all(watch, exercise)
@@ -235,11 +236,11 @@ class Walk:
                 before = await self._follower.pull()
                 answer = await self._asker.ask("GET", "state", headers={"If-None-Match": form.format(before)})
                 after = await self._follower.pull()
-                if before == after:
+                if before is not None and before == after:
                     judge_conditional(clause, form, answer, self._ledger)
                     break
             else:
-                self._ledger.skipped(clause, "the state changes all the time")
+                self._ledger.skipped(clause, "the state changes all the time, or can't be had")
 
     async def _reports(self) -> None:
         for report in self._asker.reporter().good():

@@ -17,11 +17,11 @@ from agent.conformance.verdicts import Ledger, Mark
 from agent.conformance.walk import Walk
 from agent.conformance.wire import Wire
 from agent.core.endpoint import TlsFiles
-from agent.errors import ConfigError
+from agent.errors import ConfigError, CoreUnavailable
 from agent.sandbox.service import CoreService, make_config
 from tests.conformance.broken import HasNoChanges, served
 from tests.conformance.site import HEARTBEAT, LOCATION, Site, marked, site, walk
-from tests.core.fakes import answer, body, core, run, state, stream
+from tests.core.fakes import Request, answer, body, core, run, state, stream
 
 
 def test_over_tls_core_is_trusted_by_its_ca_alone(tmp_path: Path) -> None:
@@ -217,6 +217,50 @@ def test_answers_that_are_cut_or_packed_otherwise_are_said_to_be() -> None:
     assert "Content-Encoding other than gzip" in brotli
     assert "gzip data ends early" in gzip
     assert "truncated" in cut
+
+
+async def no_answer(_request: Request, _writer: asyncio.StreamWriter) -> None:
+    """The connection is closed."""
+
+
+def test_of_a_core_that_goes_away_the_rest_is_not_judged_but_said_not_to_be_reached() -> None:
+    async def main() -> tuple[Ledger, str]:
+        async with core() as told:
+            told.on("state", answer(200, body(state(revision=0)), Content_Type="application/json"))
+
+            async def goes(request: Request, writer: asyncio.StreamWriter) -> None:
+                told.on("state", no_answer)
+                await no_answer(request, writer)
+
+            told.on("applied", *[answer(401)] * 3, answer(202), goes)
+            ledger = Ledger()
+            wire = Wire(told.url, "token", TlsFiles())
+            with pytest.raises(CoreUnavailable) as gone:
+                await Walk(wire, "token", ledger).run()
+            await wire.close()
+            return ledger, str(gone.value)
+
+    ledger, said = run(main())
+    assert said.startswith("core answers no more, since POST applied: ")
+    assert ledger.verdict("connection.reachable") == (Mark.FAIL, said.partition(" (see why")[0])
+    assert ledger.mark("state.json") is Mark.PASS
+    for clause in ("applied.refused", "stats.accepted", "json.malformed-request", "errors.goes-on"):
+        mark, seen = ledger.verdict(clause)
+        assert mark is Mark.SKIP, clause
+        assert seen.startswith("not reached: core answers no more"), seen
+
+
+def test_a_core_that_drops_a_report_and_goes_on_fails_at_that_report() -> None:
+    async def main() -> Ledger:
+        async with core() as told:
+            told.on("state", answer(200, body(state(revision=0)), Content_Type="application/json"))
+            told.on("stats", no_answer)
+            return await walk(told.url, "token")
+
+    ledger = run(main())
+    assert ledger.mark("connection.reachable") is Mark.PASS
+    assert ledger.mark("stats.accepted") is Mark.FAIL
+    assert "not reached" not in ledger.verdict("errors.goes-on").seen
 
 
 def test_an_event_that_is_too_large_is_a_fault_of_the_stream() -> None:
