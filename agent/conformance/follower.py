@@ -9,7 +9,7 @@ from typing import Final
 
 from agent import clock
 from agent.conformance.answers import Answer, StreamRecord
-from agent.conformance.history import Moment
+from agent.conformance.history import Moment, Pulled
 from agent.conformance.state import Reading, read_state
 from agent.conformance.stream import has_no_stream
 from agent.conformance.verdicts import Ledger
@@ -45,19 +45,20 @@ class Follower:
 
     async def pull(self) -> Position | None:
         """GET state; return its position, None if it could not be had or read."""
+        asked = len(self.history)
         answer = await self._wire.ask("GET", "state")
         if answer.status != 200 or answer.error:
             return None
         reading = read_state(answer, self._ledger)
         if reading.snapshot is not None:
-            self.history.append(reading.snapshot)
+            self.history.append(Pulled(reading.snapshot, asked))
             self.snapshot = reading.snapshot
         return reading.position
 
     def take(self, reading: Reading) -> None:
         """Begin with a state that was pulled before."""
         if reading.snapshot is not None:
-            self.history.append(reading.snapshot)
+            self.history.append(Pulled(reading.snapshot))
             self.snapshot, self.position = reading.snapshot, reading.position
 
     async def catch_up(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.conformance.answers import Step
 from agent.conformance.verdicts import Ledger
@@ -31,7 +31,15 @@ from agent.model import (
 )
 from agent.roster import Roster
 
-Moment = Snapshot | ServerEvent | Step
+
+class Pulled(NamedTuple):
+    """A state, and how many moments there had been when it was asked for: all before it, by default."""
+
+    snapshot: Snapshot
+    asked: int | None = None
+
+
+Moment = Pulled | ServerEvent | Step
 STEPS: Final = {
     "upsert": "change.peer-upserted",
     "grant": "change.session-granted",
@@ -50,12 +58,13 @@ def judge_history(history: Iterable[Moment], ledger: Ledger) -> None:
     judge = _History(ledger)
     for moment in history:
         match moment:
-            case Snapshot():
+            case Pulled():
                 judge.pulled(moment)
             case Step():
                 judge.step(moment)
             case _:
                 judge.received(moment)
+        judge.next()
     judge.end()
 
 
@@ -67,6 +76,9 @@ class _History:
         self._held: Position | None = None
         """None before the first state, and where an event was lost: until the next one."""
         self._newest: Position | None = None
+        """What core has reached, by its states and by events that came in their order."""
+        self._newest_after: list[Position | None] = []
+        """The same after each moment."""
         self._later: dict[Position, Snapshot] = {}
         """States that were pulled before the event of their revision had arrived."""
         self._granted_at: dict[str, float] = {}
@@ -88,6 +100,10 @@ class _History:
         self._step = step
         if step.action == "new-history":
             self._newest = None
+            self._newest_after = [None] * len(self._newest_after)
+
+    def next(self) -> None:
+        self._newest_after.append(self._newest)
 
     def end(self) -> None:
         self._close_step()
@@ -103,12 +119,17 @@ class _History:
             self._ledger.skipped(clause, f"{self._step.action} led to {done}")
         self._step, self._in_step = None, []
 
-    def pulled(self, snapshot: Snapshot) -> None:
+    def pulled(self, pulled: Pulled) -> None:
+        snapshot, asked = pulled
         position = Position(snapshot.epoch, snapshot.revision)
+        before = self._newest_after[:asked]
+        if (then := before[-1] if before else None) is not None and then.epoch == position.epoch:
+            good = position.revision >= then.revision
+            if not self._ledger.judged("state.never-back", good, f"{position} after {then}"):
+                return  # what is judged by it would be no fault of its own
         newest = self._newest
-        if newest is not None and newest.epoch == position.epoch:
-            good = position.revision >= newest.revision
-            self._ledger.judged("state.never-back", good, f"{position} after {newest}")
+        if newest is not None and newest.epoch == position.epoch and newest.revision > position.revision:
+            return  # it was overtaken
         self._newest = position
         for peer in snapshot.peers:
             self._session(peer.public_key, peer.session)
@@ -138,6 +159,8 @@ class _History:
             return
         if self._apply(change):
             self._held = Position(change.epoch, change.revision)
+            if self._newest is not None and self._newest.epoch == change.epoch:
+                self._newest = max(self._newest, self._held)
             self._applied += 1
             if snapshot := self._later.pop(self._held, None):
                 self._compare(snapshot)

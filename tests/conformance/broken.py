@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -420,6 +421,28 @@ class GivesPrefixesBeforeTakingThem(Proxy):
         return True
 
 
+@dataclass
+class ReadsFromALaggard(Proxy):
+    """While the exercise goes on, states come from a replica that is some way behind the stream."""
+
+    fresh: list[tuple[float, str, bytes]] = field(default_factory=list)
+    behind: float = 0.0
+
+    async def exercise(self, action: str, *keys: str) -> bool:
+        self.behind = 1.5 if action in {"upsert", "grant", "renew", "replace"} else 0.0
+        return await self.site(action, *keys)
+
+    def answered(self, asked: Asked, headers: Headers, body: bytes) -> bytes:
+        if not asked.is_state:
+            return body
+        now = time.monotonic()
+        self.fresh.append((now, headers["etag"], body))
+        seen = [kept for kept in self.fresh if kept[0] <= now - self.behind] or self.fresh[:1]
+        _, headers["etag"], old = seen[-1]
+        server_time = json.loads(body)["server_time"]
+        return json.dumps(json.loads(old) | {"server_time": server_time}).encode()
+
+
 class StartsOverInTheSameEpoch(Proxy):
     async def exercise(self, action: str, *keys: str) -> bool:
         store = self.site.service.core.store
@@ -484,6 +507,7 @@ BROKEN: dict[type[Proxy], str] = {
     GivesEverybodyOnePsk: "session.psk-is-fresh",
     RenewalsBeginAnew: "session.granted-at-stays",
     GivesPrefixesBeforeTakingThem: "change.prefix-moves",
+    ReadsFromALaggard: "state.never-back",
     StartsOverInTheSameEpoch: "restart.new-epoch",
     AnswersEveryPath: "errors.unknown-path",
     SwallowsMalformedReports: "json.malformed-request",

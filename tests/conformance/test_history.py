@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from agent.conformance.answers import Step
-from agent.conformance.history import Moment, judge_history
+from agent.conformance.history import Moment, Pulled, judge_history
 from agent.conformance.verdicts import Ledger, Mark
 from agent.core.messages import decode_snapshot
 from agent.core.stream import ServerEvent
-from agent.model import Snapshot
 from tests.conformance.site import marked
 from tests.conformance.test_stream import event, failed, resync
 from tests.core.fakes import TIME, body, key, peer, session, state
@@ -20,8 +19,8 @@ LATER = "2026-11-24T04:00:00.000Z"
 SECOND = session(id="s-20", preshared_key=key(7), granted_at=LATER)
 
 
-def pulled(revision: int, *peers: Any, **changed: Any) -> Snapshot:
-    return decode_snapshot(body(state(*peers, revision=revision, **changed)), 0.0)
+def pulled(revision: int, *peers: Any, asked: int | None = None, **changed: Any) -> Pulled:
+    return Pulled(decode_snapshot(body(state(*peers, revision=revision, **changed)), 0.0), asked)
 
 
 def granted(revision: int, who: int = 1, **changed: Any) -> ServerEvent:
@@ -110,6 +109,7 @@ WITH = pulled(42, LISTED)
         ([WITH, removed(43, 2)], "change.known-peer"),
         ([WITH, granted(43, 2, **SECOND)], "change.known-peer"),
         ([START, pulled(41, ALONE)], "state.never-back"),
+        ([START, granted(43), revoked(44), pulled(43, LISTED)], "state.never-back"),
         ([WITH, upserted(43), pulled(43, LISTED)], "change.snapshot-agrees"),
         ([START, upserted(43, 2), pulled(43, ALONE)], "change.snapshot-agrees"),
         ([START, removed(43), pulled(43, ALONE)], "change.snapshot-agrees"),
@@ -181,6 +181,12 @@ def test_a_step_without_its_event_says_what_came_instead() -> None:
     assert ledger.verdict("change.session-replaced").seen == "replace led to session_revoked, session_granted"
     assert ledger.verdict("change.session-renewed").seen == "renew led to no event"
     assert failed(ledger) == set()
+
+
+def test_a_state_that_was_overtaken_on_its_way_is_no_step_back() -> None:
+    ledger = judged(START, granted(43), revoked(44), pulled(43, LISTED, asked=1), pulled(44, ALONE))
+    assert failed(ledger) == set()
+    assert ledger.mark("change.snapshot-agrees") is Mark.PASS
 
 
 def test_a_new_history_may_begin_anywhere() -> None:
