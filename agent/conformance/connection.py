@@ -49,7 +49,10 @@ def judge_redirects(answers: Iterable[Answer], ledger: Ledger) -> None:
 
 
 def judge_refusal(clause: str, what: str, answer: Answer, ledger: Ledger) -> None:
-    """A request without a good token was refused."""
+    """A request without a good token was refused; one that a limit was put on tells nothing."""
+    if answer.status == 429:
+        ledger.skipped(clause, f"{what}: {answer}")
+        return
     ledger.judged(clause, answer.status in {401, 403}, f"{what}: {answer}")
 
 

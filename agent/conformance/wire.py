@@ -21,6 +21,8 @@ from agent.errors import AgentError, CoreUnavailable, InvalidMessage
 TIMEOUT: Final = 20.0
 MAX_BODY: Final = 64 * 1024 * 1024
 _SILENCE: Final = 40.0
+_LIMITS: Final = httpx.Limits(max_keepalive_connections=0)
+"""A connection for each request: one that core closes as it is taken up again would be held against core."""
 
 OnItem = Callable[[ServerEvent | Heartbeat], Awaitable[None]]
 
@@ -40,7 +42,10 @@ class Wire:
                 "Accept-Encoding": "gzip",
             },
             transport=httpx.AsyncHTTPTransport(
-                verify=tls_context(tls) if base.tls else False, trust_env=False, uds=base.socket
+                verify=tls_context(tls) if base.tls else False,
+                trust_env=False,
+                uds=base.socket,
+                limits=_LIMITS,
             ),
             trust_env=False,
             timeout=httpx.Timeout(TIMEOUT, connect=10.0),

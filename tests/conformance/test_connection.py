@@ -54,12 +54,20 @@ def test_no_answer_may_be_a_redirect(status: int, mark: Mark) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kept"), [(401, True), (403, True), (400, False), (200, False), (0, False)]
+    ("status", "mark"),
+    [
+        (401, Mark.PASS),
+        (403, Mark.PASS),
+        (400, Mark.FAIL),
+        (200, Mark.FAIL),
+        (0, Mark.FAIL),
+        (429, Mark.SKIP),
+    ],
 )
-def test_a_token_is_refused_as_such(status: int, kept: bool) -> None:
+def test_a_token_is_refused_as_such(status: int, mark: Mark) -> None:
     ledger = Ledger()
     judge_refusal("auth.wrong-token", "GET state", Answer(status), ledger)
-    assert (ledger.mark("auth.wrong-token") is Mark.PASS) is kept
+    assert ledger.mark("auth.wrong-token") is mark
 
 
 @pytest.mark.parametrize("token", ["a", "Bearer-1", "0123456789abcdef", "abc" * 20, "A" * 43, "a.b.c" * 9])

@@ -263,6 +263,23 @@ def test_a_core_that_drops_a_report_and_goes_on_fails_at_that_report() -> None:
     assert "not reached" not in ledger.verdict("errors.goes-on").seen
 
 
+def test_a_core_may_close_a_connection_whenever_it_has_answered() -> None:
+    async def answers_once(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        await asyncio.sleep(1.0)  # what comes on it meanwhile is not read any more
+
+    async def main() -> list[str]:
+        async with core() as told:
+            told.on("state", answers_once)
+            wire = Wire(told.url, "token", TlsFiles())
+            answers = [await wire.ask("GET", "state") for _ in range(3)]
+            await wire.close()
+            return [str(answer) for answer in answers]
+
+    assert run(main()) == ["core answered 200"] * 3
+
+
 def test_an_event_that_is_too_large_is_a_fault_of_the_stream() -> None:
     async def main() -> Ledger:
         good = state(revision=1)
