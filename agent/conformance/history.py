@@ -81,7 +81,8 @@ class _History:
         """The same after each moment."""
         self._later: dict[Position, Snapshot] = {}
         """States that were pulled before the event of their revision had arrived."""
-        self._granted_at: dict[str, float] = {}
+        self._sessions: dict[str, Grant] = {}
+        """As they were first seen."""
         self._of_psk: dict[bytes, str] = {}
         self._ended: set[str] = set()
         self._dropped: set[str] = set()
@@ -107,9 +108,8 @@ class _History:
 
     def end(self) -> None:
         self._close_step()
-        if self._granted_at:
-            seen = f"{len(self._granted_at)} sessions"
-            self._ledger.passed("session.granted-at-stays", seen)
+        if len(self._sessions) > 1:  # of one alone nothing can be told
+            seen = f"{len(self._sessions)} sessions"
             self._ledger.passed("session.id-is-new", seen)
             self._ledger.passed("session.psk-is-fresh", seen)
 
@@ -286,10 +286,12 @@ class _History:
             return
         if session.id in self._ended:
             self._ledger.failed("session.id-is-new", f"{session.id} of {format_key(key)} had ended")
-        first = self._granted_at.setdefault(session.id, session.granted_at)
-        if first != session.granted_at:
-            moved = f"by {session.granted_at - first:+.3f} s"
+        first = self._sessions.setdefault(session.id, session)
+        if first.granted_at is not None and first.granted_at != session.granted_at:
+            moved = f"by {session.granted_at - first.granted_at:+.3f} s"
             self._ledger.failed("session.granted-at-stays", f"that of {session.id} has moved {moved}")
+        elif first != session:
+            self._ledger.passed("session.granted-at-stays", f"{session.id} was renewed")
         owner = self._of_psk.setdefault(session.preshared_key.digest(), session.id)
         if owner != session.id:
             self._ledger.failed("session.psk-is-fresh", f"{session.id} has the PSK of {owner}")
