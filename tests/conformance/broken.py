@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import uvicorn
@@ -49,7 +50,11 @@ class Proxy:
 
     site: Site
     url: str = ""
-    core: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=60, verify=False))
+    core: httpx.AsyncClient = field(
+        default_factory=lambda: httpx.AsyncClient(
+            timeout=60, verify=False, limits=httpx.Limits(max_keepalive_connections=0)
+        )
+    )
 
     async def exercise(self, action: str, *keys: str) -> bool:
         return await self.site(action, *keys)
@@ -180,6 +185,42 @@ class ReadsTokensLeniently(Proxy):
                 asked.headers["authorization"] = f"{scheme} {token}"
 
 
+class WritesOtherwise(Proxy):
+    """The same in other words: white space, escapes, members left out or unknown, CRLF, a byte at a time."""
+
+    _utc = re.compile(r'(:\d\d\.\d\d\d)Z"')
+
+    def _written(self, text: str, **layout: Any) -> str:
+        def sparse(value: Any) -> Any:
+            if isinstance(value, list):
+                return [sparse(entry) for entry in value]
+            if not isinstance(value, dict):
+                return value
+            return {n: sparse(v) for n, v in value.items() if v is not None} | {"x-more": [1.5, {"of": None}]}
+
+        written = json.dumps(sparse(json.loads(text)), **layout)
+        return self._utc.sub(r'\g<1>000000+00:00"', written).replace("/", "\\/")
+
+    def answered(self, asked: Asked, headers: Headers, body: bytes) -> bytes:
+        if asked.is_state:
+            headers["content-type"] = "Application/JSON; charset=UTF-8"
+            return self._written(body.decode(), indent=3).replace("\n", "\r\n\t").encode()
+        return b'{"taken": true}' if asked.status == 202 else body
+
+    def block(self, block: bytes) -> bytes:
+        fields = parts(block)
+        lines = [f"{name}:{value}" for name, value in fields.items() if name != "data"]
+        if "data" in fields:
+            lines += [f"data: {line}" for line in self._written(fields["data"], indent=1).split("\n")]
+            return "\r\n".join([": traced", "retry: 3000", *lines, "", ""]).encode()
+        return block.replace(b"\n", b"\r\n")
+
+    async def _blocks(self, got: httpx.Response, stack: contextlib.AsyncExitStack) -> AsyncIterator[bytes]:
+        async for block in super()._blocks(got, stack):
+            for byte in block:
+                yield bytes([byte])
+
+
 GOOD: list[type[Proxy]] = [
     Honest,
     HoldsOneStream,
@@ -187,6 +228,7 @@ GOOD: list[type[Proxy]] = [
     WeakensTags,
     RefusesByBadRequest,
     ReadsTokensLeniently,
+    WritesOtherwise,
 ]
 
 
