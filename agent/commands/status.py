@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from agent import clock
 from agent.commands.chosen import choose
 from agent.commands.health import UNHEARD, head
 from agent.commands.listing import cut
-from agent.commands.output import Screen, console, print_json, print_lines, shown, signs
+from agent.commands.output import Screen, console, print_json, print_lines, say, shown, signs
 from agent.commands.peertable import listing
 from agent.commands.selection import Entry, matching, ordered
 from agent.control import ControlClient
@@ -77,24 +78,40 @@ def _print(document: Mapping[str, Any], arguments: argparse.Namespace) -> None:
 
 def _watch(client: ControlClient, document: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     to = console()
-    if arguments.json or not to.is_terminal:
+    if arguments.json or not to.is_terminal or to.is_dumb_terminal:
+        aside = Console(stderr=True, markup=False, emoji=False, highlight=False)
         while True:
             _print(document, arguments)
-            time.sleep(_REFRESH)
-            document = client.status()
+            document = _next(client, partial(_say_once, aside))
     with Live(console=to, screen=True, auto_refresh=False) as live:
         while True:
             peers = chosen(document, arguments)
             live.update(report(document, peers, clock.read().wall, to, height=to.height), refresh=True)
-            time.sleep(_REFRESH)
-            # An agent that is being restarted is worth waiting for.
-            while True:
-                try:
-                    document = client.status()
-                    break
-                except AgentError as error:
-                    live.update(Text(shown(str(error)), style="red"), refresh=True)
-                    time.sleep(_REFRESH)
+            document = _next(client, partial(_show_fault, live))
+
+
+def _next(client: ControlClient, away: Callable[[AgentError, bool], None]) -> dict[str, Any]:
+    """Return the next document; ``away`` is told of each vain attempt, and whether it is the first.
+
+    An agent that is being restarted is worth waiting for.
+    """
+    first = True
+    while True:
+        time.sleep(_REFRESH)
+        try:
+            return client.status()
+        except AgentError as error:
+            away(error, first)
+            first = False
+
+
+def _say_once(aside: Console, error: AgentError, first: bool) -> None:
+    if first:
+        say(aside, f"wg-agent: {error}; waiting for it")
+
+
+def _show_fault(live: Live, error: AgentError, _first: bool) -> None:
+    live.update(Text(shown(str(error)), style="red"), refresh=True)
 
 
 def report(

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,7 +178,8 @@ def ctrl_c_counts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ctrl_c_counts")
-def test_watch_shows_changes_until_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_watch_shows_changes_until_ctrl_c(tmp_path: Path, kind: str) -> None:
     path = write_config(tmp_path)
     agent = Agent([peer(ALICE, name="first")])
     leader, follower = pty.openpty()
@@ -197,7 +199,7 @@ def test_watch_shows_changes_until_ctrl_c(tmp_path: Path) -> None:
             stdin=follower,
             stdout=follower,
             stderr=follower,
-            env=os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "40"},
+            env=os.environ | {"TERM": kind, "COLUMNS": "160", "LINES": "40"},
         )
         until(b"first")
         agent.peers = [peer(ALICE, name="second")]
@@ -206,3 +208,22 @@ def test_watch_shows_changes_until_ctrl_c(tmp_path: Path) -> None:
         assert process.wait(20) == 0
     os.close(leader)
     os.close(follower)
+
+
+def test_watch_into_a_pipe_waits_for_an_agent_that_is_restarted_and_says_so_once(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    argv = [sys.executable, "-m", "agent", "status", "--watch", "--json", "-c", str(path)]
+    with an_agent(path, Agent([peer(ALICE, name="before")])):
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        stop = threading.Timer(40, process.kill)
+        stop.start()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "before" in process.stdout.readline()
+    assert process.stderr.readline().endswith("; waiting for it\n")
+    time.sleep(3)  # it has asked again by then
+    with an_agent(path, Agent([peer(ALICE, name="after")])):
+        assert any("after" in line for line in process.stdout)
+    process.kill()
+    stop.cancel()
+    assert "waiting" not in process.communicate()[1]
