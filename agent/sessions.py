@@ -74,12 +74,11 @@ class Ceilings:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The configuration's own ceilings in seconds; ``core_lost_grace`` 0 is off."""
+    """The configuration's own ceilings in seconds."""
 
     max_lifetime: float = 86400.0
     idle_timeout: float = 300.0
     connect_timeout: float = 180.0
-    core_lost_grace: float = 0.0
 
     def with_policy(self, policy: SessionPolicy) -> Ceilings:
         """The stricter of these and core's."""
@@ -115,8 +114,8 @@ class Session(Struct, frozen=True, gc=False):
     ends_at: float
     deadline: Deadline
     in_use: bool
-    base_rx: int = 0
-    base_tx: int = 0
+    base_rx: int
+    base_tx: int
     former_digest: bytes | None = None
     journalled_digest: bytes | None = None
 
@@ -161,7 +160,6 @@ class Session(Struct, frozen=True, gc=False):
         return (
             grant.expires_at == self.expires_at
             and grant.preshared_key == self.preshared_key
-            and self.former_digest is None
             and self.deadline.boot is not None
         )
 

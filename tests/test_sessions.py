@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.model import EndReason, Now, PresharedKey, SessionPolicy
+from agent.model import EndReason, Grant, Now, PresharedKey, SessionPolicy
 from agent.sessions import (
     Ceilings,
     CoreClock,
@@ -57,6 +57,23 @@ def test_a_boot_deadline_of_another_boot_does_not_count() -> None:
     assert deadline.passed(Now(boot=0.0, wall=NOW.wall + 60.0))
     assert deadline.remaining(Now(boot=1e9, wall=NOW.wall)) == 60.0
     assert deadline.earlier_by(10.0) == Deadline(None, NOW.wall + 50.0)
+
+
+def test_a_grant_that_core_gives_no_date_begins_when_it_is_first_seen() -> None:
+    undated = Grant("s-1", psk(1), None, CORE + DAY)
+    begun = begin(
+        key(1), undated, max_lifetime=600.0, core_time=CORE + 10.0, now=after(10.0), in_use=True, base=(0, 0)
+    )
+    assert (begun.granted_at, begun.ends_at) == (CORE + 10.0, CORE + 610.0)
+    # Shown again later, it is no younger.
+    again = begun.renewed(replace(undated, expires_at=CORE + 2 * DAY), 600.0, CORE + 300.0, after(300.0))
+    assert (again.granted_at, again.ends_at) == (CORE + 10.0, CORE + 610.0)
+
+
+def test_the_digest_of_a_psk_that_nobody_knows_is_no_psks() -> None:
+    restored = replace(session(), preshared_key=None, journalled_digest=psk(2).digest())
+    assert restored.psk_digest == psk(2).digest()
+    assert replace(restored, journalled_digest=None).psk_digest == b""
 
 
 def test_cores_time_is_server_time_and_boot_time_since_the_request_was_sent() -> None:
@@ -139,6 +156,12 @@ def test_a_changed_handshake_is_a_sign_of_life() -> None:
 def test_the_same_handshake_again_is_none() -> None:
     life = Liveness(NOW.boot).observed(CORE, rx_grew=False, now=after(5.0))
     assert life.observed(CORE, rx_grew=False, now=after(10.0)) is life
+
+
+def test_a_handshake_that_the_kernel_has_forgotten_is_none() -> None:
+    """Somebody has removed the peer and added it again."""
+    life = Liveness(NOW.boot).observed(CORE, rx_grew=False, now=after(5.0))
+    assert life.observed(0.0, rx_grew=False, now=after(10.0)) is life
 
 
 @pytest.mark.parametrize(("seconds", "counts"), [(1.0, True), (179.9, True), (180.0, False), (500.0, False)])
