@@ -325,6 +325,7 @@ def test_nobody_holds_up_an_agent_that_stops(audit: Audit) -> None:
     async def main() -> None:
         waiting = [asyncio.create_task(audit.news(1, 60)) for _ in range(3)]
         await asyncio.sleep(0.01)
+        assert not any(task.done() for task in waiting)
         audit.close()
         async with asyncio.timeout(5):
             await asyncio.gather(*waiting)

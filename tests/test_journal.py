@@ -612,7 +612,7 @@ def test_a_file_that_is_no_database_is_set_aside_and_none_is_lost(tmp_path: Path
 
 
 @pytest.mark.parametrize("page", range(8))
-def test_a_garbled_page_is_never_fatal(tmp_path: Path, page: int) -> None:
+def test_a_garbled_page_is_never_fatal_and_the_journal_goes_on(tmp_path: Path, page: int) -> None:
     written(tmp_path, FILLED, Entry(sessions=[(session(n), Liveness(1.0)) for n in range(3, 90)]))
     file = tmp_path / "journal.sqlite"
     content = bytearray(file.read_bytes())
@@ -622,6 +622,7 @@ def test_a_garbled_page_is_never_fatal(tmp_path: Path, page: int) -> None:
     journal.load()
     journal.write(Entry(sessions=[(session(1000), None)]))
     journal.close()
+    assert "s1000" in {held.id for held, _ in read(tmp_path).restored.sessions}
 
 
 @pytest.mark.parametrize("gone", ["the file", "all files", "replaced"])

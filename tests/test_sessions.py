@@ -222,6 +222,18 @@ def test_a_queue_built_anew_holds_what_it_is_given_and_nothing_else() -> None:
     assert queue.due(after(9.0)) == {key(2), key(3)}
 
 
+@pytest.mark.parametrize("step", [-1000.0, 1000.0])
+def test_a_queue_built_anew_gives_the_earliest_first_in_whatever_order_it_was_given(step: float) -> None:
+    """On boot time alone where the wall clock was set back, on the wall's where it was set forward."""
+    far = 2000.0
+    queue = DeadlineQueue()
+    boot, wall = (far, NOW.wall + step) if step > 0 else (NOW.boot, far + NOW.wall)
+    queue.rebuild({key(n): Deadline(boot + seconds, wall + seconds) for n, seconds in ((1, 9), (2, 5), (3, 7))})
+    assert queue.wait(after(0.0, step)) == 5.0
+    for seconds, due in ((4.0, set()), (5.0, {key(2)}), (7.0, {key(3)}), (9.0, {key(1)})):
+        assert queue.due(after(seconds, step)) == due
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.none() | st.integers(0, 20), st.integers(0, 20)), max_size=20),
     st.lists(st.tuples(st.integers(0, 5), st.integers(-5, 5)), max_size=10),

@@ -81,7 +81,7 @@ def test_an_abstract_socket_is_reached() -> None:
         told.close()
 
 
-def test_without_a_manager_nothing_happens(tmp_path: Path) -> None:
+def test_telling_a_manager_that_is_not_there_raises_nothing(tmp_path: Path) -> None:
     for environ in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": str(tmp_path / "gone")}):
         told = Notifier(environ)
         told.ready("up")

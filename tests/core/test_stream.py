@@ -42,11 +42,11 @@ def test_where_the_bytes_are_cut_makes_no_difference(cuts: list[int]) -> None:
     assert found == EVENTS
 
 
-@given(st.lists(st.binary()))
-def test_arbitrary_bytes_are_taken_apart(chunks: list[bytes]) -> None:
+@given(st.lists(st.binary() | st.text("\r\n: \ufeffdatideventry").map(str.encode)))
+def test_arbitrary_bytes_are_taken_apart_alike_in_whatever_pieces_they_come(chunks: list[bytes]) -> None:
     parser = EventParser()
-    for chunk in chunks:
-        parser.feed(chunk)
+    found = [item for chunk in chunks for item in parser.feed(chunk)]
+    assert found == EventParser().feed(b"".join(chunks))
 
 
 def test_an_event_without_an_id_does_not_inherit_one() -> None:
