@@ -80,6 +80,13 @@ def test_a_plan_without_a_peer_is_without_who_gains_its_prefixes_too() -> None:
     assert out == {key(1), key(2), key(3)}
     assert [operation.public_key for operation in plan] == [key(4), key(5)]
     assert plan.tenures.keys() >= {key(5)}
+    # Nothing is left of whoever was to be removed and added afresh.
+    plan, out = plan_of(mirror, want(3, "10.9.0.3", tenure=1), (4, None)).without({key(3)}, mirror)
+    assert (list(plan), out) == ([RemovePeer(key(4))], {key(3)})
+    # Whoever is not there yet holds nothing that another could gain.
+    plan, out = plan_of(mirror, *chain, want(5, "10.9.0.5")).without({key(5), key(6)}, mirror)
+    assert out == {key(5), key(6)}
+    assert [operation.public_key for operation in plan] == [key(1), key(2), key(3), key(4)]
 
 
 def test_a_long_plan_is_cut_into_portions_of_updates_and_then_of_adds_each_in_order() -> None:

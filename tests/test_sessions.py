@@ -222,6 +222,15 @@ def test_a_queue_built_anew_holds_what_it_is_given_and_nothing_else() -> None:
     assert queue.due(after(9.0)) == {key(2), key(3)}
 
 
+def test_many_that_are_due_at_once_come_out_once_and_nobody_else_with_them() -> None:
+    queue = DeadlineQueue()
+    for number in range(1, 301):
+        queue.put(key(number), Deadline(NOW.boot + number, NOW.wall + number))
+    assert queue.due(after(250.0)) == {key(number) for number in range(1, 251)}
+    assert queue.due(after(250.0)) == set()
+    assert (len(queue), queue.wait(after(250.0))) == (50, 1.0)
+
+
 @pytest.mark.parametrize("step", [-1000.0, 1000.0])
 def test_a_queue_built_anew_gives_the_earliest_first_in_whatever_order_it_was_given(step: float) -> None:
     """On boot time alone where the wall clock was set back, on the wall's where it was set forward."""
