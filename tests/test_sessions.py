@@ -38,6 +38,18 @@ def test_a_grant_is_anchored_to_both_clocks_with_the_same_remainder() -> None:
     assert session(core_time=CORE + 600.0).deadline == Deadline(NOW.boot + 3000.0, NOW.wall + 3000.0)
 
 
+def test_a_session_begins_with_what_its_grant_and_its_peers_counters_say() -> None:
+    begun = session(core_time=CORE + 600.0)
+    assert (begun.id, begun.public_key, begun.preshared_key) == ("s-1", key(1), psk(1))
+    assert (begun.granted_at, begun.expires_at, begun.in_use) == (CORE, CORE + 3600.0, True)
+    assert (begun.base_rx, begun.base_tx) == (5, 7)
+
+
+def test_the_same_grant_again_changes_nothing() -> None:
+    held = session()
+    assert held.renewed(grant("s-1", 1), 60.0, CORE + 5000.0, after(10.0, step=-9999.0)) is held
+
+
 def test_the_clock_that_is_earlier_counts() -> None:
     deadline = Deadline(NOW.boot + 60.0, NOW.wall + 60.0)
     for now, passed, remaining in (
