@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
@@ -112,6 +113,14 @@ def test_what_fits_is_one_portion_as_it_stands_and_nothing_is_one_too() -> None:
     assert [write.public_key for write in portion] == [key(2), key(1)]
     (nothing,) = plan_of(Mirror(), (8, None)).portions(2, lambda key: key.hex())
     assert not nothing
+
+
+def test_updates_and_adds_count_together_for_what_fits() -> None:
+    mirror = holding(want(1))
+    plan = plan_of(mirror, want(1, "10.9.0.1"), want(3), want(2))
+    assert len(plan.portions(3, lambda key: key.hex())) == 1
+    portions = plan.portions(2, lambda key: key.hex())
+    assert [[write.public_key for write in portion] for portion in portions] == [[key(1)], [key(2), key(3)]]
 
 
 def test_nothing_is_sent_for_peers_that_are_as_wanted() -> None:
@@ -249,11 +258,12 @@ def test_a_cut_peer_is_neither_drift_nor_revived_by_what_somebody_puts_into_it()
     assert key(1) not in mirror.peers
 
 
-def test_cutting_or_updating_a_peer_that_is_not_there_changes_nothing() -> None:
+@pytest.mark.parametrize(
+    "operation", [CutPeer(key(1)), UpdatePeer(key(1), psk(1), KEEP, False, KEEP), RemovePeer(key(1))]
+)
+def test_cutting_updating_or_removing_a_peer_that_is_not_there_changes_nothing(operation: Operation) -> None:
     mirror = Mirror()
-    mirror.acknowledge(CutPeer(key(1)))
-    mirror.acknowledge(UpdatePeer(key(1), psk(1), KEEP, False, KEEP))
-    mirror.acknowledge(RemovePeer(key(1)))
+    mirror.acknowledge(operation)
     assert mirror.peers == {}
 
 
@@ -326,15 +336,43 @@ def test_what_is_found_at_first_is_no_drift_and_compared_with_from_then_on() -> 
     assert again == {key(1)}
 
 
-def test_who_has_not_moved_since_the_last_look_is_not_looked_at() -> None:
+@pytest.mark.parametrize("look", [Mirror.find, Mirror.observe])
+def test_who_has_not_moved_since_the_last_look_is_not_looked_at(
+    look: Callable[[Mirror, ObservedDevice], object],
+) -> None:
     mirror = holding(want(1), want(2), want(3))
-    mirror.observe(raw_device(observed(1), observed(2), observed(3)))
+    look(mirror, raw_device(observed(1), observed(2), observed(3)))
     mirror.peers[key(1)] = structs.replace(mirror.peers[key(1)], persistent_keepalive=9)
     drift, again = mirror.observe(raw_device(observed(1), observed(2, endpoint=HOME)))
     assert ([(d.kind, d.public_key) for d in drift], again) == (
         [(DriftKind.PEER_REMOVED, key(3))],
         {key(2), key(3)},
     )
+
+
+def test_who_is_gone_is_told_in_order() -> None:
+    mirror = holding(*(want(n) for n in (5, 3, 9, 1, 7, 2, 8)))
+    drift, _ = mirror.observe(device(observed(8)))
+    assert [one.public_key for one in drift] == [key(n) for n in (1, 2, 3, 5, 7, 9)]
+
+
+def test_drift_with_the_same_psk_does_not_turn_a_peers_stay_into_another() -> None:
+    """Else a renewal would lose its packets, and a peer of an ended session be taken for the next one's."""
+    mirror = holding(want(1, preshared_key=1, tenure=4), want(2, tenure=4), want(3, tenure=4))
+    mirror.observe(
+        device(
+            observed(1, "10.66.0.0/16", preshared_key=1), observed(2, "10.66.0.2"), observed(3, endpoint=HOME)
+        )
+    )
+    assert list(plan_of(mirror, want(1, preshared_key=2, tenure=4))) == [
+        UpdatePeer(key(1), psk(2), prefixes("10.8.0.1"), True, KEEP)
+    ]
+    assert list(plan_of(mirror, want(2, tenure=5), want(3, tenure=5))) == [
+        RemovePeer(key(2)),
+        RemovePeer(key(3)),
+        AddPeer(key(2), None, prefixes("10.8.0.2")),
+        AddPeer(key(3), None, prefixes("10.8.0.3")),
+    ]
 
 
 def test_drift_in_allowed_ips_and_keepalive_is_healed_in_place() -> None:
@@ -373,8 +411,10 @@ def test_what_drift_and_operations_say_to_people_holds_no_secret() -> None:
     drift, _ = mirror.observe(device(observed(1, *many, preshared_key=9)))
     texts = [d.detail for d in drift]
     assert texts[0] == "has another pre-shared key"
-    assert texts[1].startswith("has 10.77.0.0/32, ")
-    assert texts[1].endswith("… instead of 10.8.0.1/32")
+    eight = ", ".join(f"10.77.0.{n}/32" for n in range(8))
+    assert texts[1] == f"has {eight}, … instead of 10.8.0.1/32"
+    all_of_them = AddPeer(key(1), None, prefixes(*many[:8]))
+    assert describe(all_of_them) == f"add without pre-shared key, allowed ips {eight}"
     assert describe(RemovePeer(key(1))) == "remove"
     assert describe(CutPeer(key(1))) == "cut"
     assert describe(AddPeer(key(1), None, ())) == "add without pre-shared key, allowed ips none"
@@ -398,6 +438,15 @@ def test_trying_a_plan_on_a_copy_of_the_mirror_leaves_the_mirror_alone() -> None
     mirror.observe(device(observed(1, preshared_key=1)))
     assert plan_of(mirror.copy(), want(1, preshared_key=1)).adopted == (key(1),)
     assert mirror.peers[key(1)].tenure == FOUND
+
+
+def test_a_copy_looks_at_whom_the_mirror_would_look_at_and_takes_nothing_from_it() -> None:
+    mirror, seen = holding(want(1), want(2)), raw_device(observed(1), observed(2))
+    mirror.observe(seen)
+    mirror.peers[key(1)] = structs.replace(mirror.peers[key(1)], persistent_keepalive=9)
+    carried_out(mirror, want(2, "10.9.9.9"))
+    for looks in (mirror.copy(), mirror.copy(), mirror):
+        assert [(one.kind, one.public_key) for one in looks.observe(seen)[0]] == [(DriftKind.ALLOWED_IPS, key(2))]
 
 
 # From every interrupted prefix.
