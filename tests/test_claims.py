@@ -26,6 +26,7 @@ def test_all_claimants_of_one_prefix_are_refused() -> None:
         (key(4), prefixes("10.0.0.4"), True),
     )
     assert contested(held, 1, 2, 3, 4) == [1, 2, 3]
+    assert (held.neighbours(key(1)), held.neighbours(key(4))) == ({key(2), key(3)}, set())
 
 
 def test_containing_a_prefix_is_claiming_it_among_peers_that_must_do_mfa() -> None:
@@ -83,6 +84,27 @@ def test_a_change_names_everybody_whose_verdict_may_have_changed() -> None:
     assert held.drop(key(3)) == {key(1)}
 
 
+def test_a_change_that_is_none_has_nobody_else_judged_again() -> None:
+    held = claims((key(1), prefixes("10.0.0.0/24"), True), (key(2), prefixes("10.0.0.2"), True))
+    assert held.put(key(2), prefixes("10.0.0.2"), True) == {key(2)}
+
+
+def test_who_is_exempted_from_mfa_contests_no_prefix_within_its_own_any_more() -> None:
+    held = claims((key(1), prefixes("10.0.0.0/24"), True), (key(2), prefixes("10.0.0.2"), True))
+    assert held.put(key(1), prefixes("10.0.0.0/24"), False) == {key(1), key(2)}
+    assert contested(held, 1, 2) == []
+    assert held.put(key(1), prefixes("10.0.0.0/24"), True) == {key(1), key(2)}
+    assert contested(held, 1, 2) == [1, 2]
+
+
+def test_a_list_replaces_the_one_before() -> None:
+    held = claims((key(1), prefixes("10.0.0.0/24"), True), (key(2), prefixes("10.0.0.2"), False))
+    held.load([(key(3), prefixes("10.0.0.0/24"), True), (key(2), prefixes("10.0.0.2"), True)])
+    assert contested(held, 2, 3) == [2, 3]
+    held.load([(key(2), prefixes("10.0.0.2"), True)])
+    assert (contested(held, 2), held.drop(key(3))) == ([], set())
+
+
 def test_dropping_a_stranger_changes_nothing() -> None:
     assert claims().drop(key(9)) == set()
     assert not claims().contested(key(9))
@@ -98,7 +120,7 @@ _prefix = st.builds(
     st.integers(0, 4),
 )
 _some = st.lists(_prefix, max_size=3).map(tuple)
-_step = st.tuples(st.integers(1, 5), st.none() | st.tuples(_some, st.booleans()))
+_step = st.tuples(st.integers(1, 5), st.none() | st.tuples(_some, st.booleans()), st.booleans())
 
 
 def _contain(a: Prefix, b: Prefix) -> bool:
@@ -121,10 +143,12 @@ def _contested(listed: dict[PublicKey, tuple[tuple[Prefix, ...], bool]], who: Pu
 
 @settings(max_examples=300)
 @given(st.lists(_step, max_size=25))
-def test_changes_and_a_whole_list_are_judged_alike(steps: list[tuple[int, tuple | None]]) -> None:  # type: ignore[type-arg]
+def test_changes_and_a_whole_list_are_judged_alike(
+    steps: list[tuple[int, tuple[tuple[Prefix, ...], bool] | None, bool]],
+) -> None:
     held = Claims()
     listed: dict[PublicKey, tuple[tuple[Prefix, ...], bool]] = {}
-    for number, claim in steps:
+    for number, claim, go_on_from_the_list in steps:
         before = {who: _contested(listed, who) for who in listed}
         if claim is None:
             listed.pop(key(number), None)
@@ -140,3 +164,7 @@ def test_changes_and_a_whole_list_are_judged_alike(steps: list[tuple[int, tuple 
         assert held.all_contested() == whole.all_contested() == expected
         turned = {who for who in listed if before.get(who) != _contested(listed, who)}
         assert turned <= affected
+        # What is kept is no other, and no more, than what the list itself would need.
+        assert vars(held) == vars(whole)
+        if go_on_from_the_list:
+            held = whole
