@@ -15,7 +15,10 @@ def claims(*listed: Claim) -> Claims:
 
 
 def contested(held: Claims, *numbers: int) -> list[int]:
-    return [number for number in numbers if held.contested(key(number))]
+    """Who is, by asking for each and by the one walk over all."""
+    found = [number for number in numbers if held.contested(key(number))]
+    assert [number for number in numbers if key(number) in held.all_contested()] == found
+    return found
 
 
 def test_all_claimants_of_one_prefix_are_refused() -> None:
