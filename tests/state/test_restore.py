@@ -9,6 +9,7 @@ from agent.model import (
     PeerRemoved,
     PeerUpserted,
     PresharedKey,
+    RemovePeer,
     SessionGranted,
     SessionPolicy,
     SessionRevoked,
@@ -134,6 +135,40 @@ def test_with_neither_journal_nor_state_nothing_is_touched_until_the_first_state
     assert stays(again) == before
     again.load(snapshot(LISTED, server_time=CORE + 7.0, requested_at=after(7).boot), after(7))
     assert stays(again) == {k: stay for k, stay in before.items() if k != key(9)}
+
+
+def test_without_a_journal_who_was_found_goes_when_the_guards_element_does() -> None:
+    """On the clock that gets there first; of whom the table knows no session is left until core speaks."""
+    for end in (after(65), after(20, step=45.0), after(65, step=-1000.0)):
+        agent = running(snapshot(LISTED))
+        again = PureAgent(agent.kernel, Journal())
+        assert again.start(after(5), {key(1): 60.0, key(2): 0.0}) == [RemovePeer(key(2))]
+        assert again.tick(after(19)) == []
+        assert again.state.next_wait(after(19)) == 46.0
+        assert again.tick(end) == [RemovePeer(key(1))]
+        assert set(again.kernel.peers) == {key(4), key(5)}
+
+
+def test_without_a_journal_who_was_found_in_a_session_goes_when_core_was_away_for_too_long() -> None:
+    agent = running(snapshot(LISTED))
+    again = PureAgent(agent.kernel, Journal())
+    again.start(after(5), {key(1): 600.0})
+    assert again.core_lost(after(30)) == [RemovePeer(key(1))]
+
+
+def test_with_a_journal_or_cores_word_the_guards_elements_say_nothing_about_who_was_found() -> None:
+    agent = running(snapshot(LISTED))
+    again = restarted(agent, after(5))
+    before = stays(again)
+    again = PureAgent(agent.kernel, agent.journal)
+    assert again.start(after(6), {key(1): 60.0, key(4): 0.0}) == []
+    again.tick(after(66))
+    assert stays(again) == before
+    lost = PureAgent(agent.kernel, Journal())
+    lost.start(after(70), {key(1): 60.0})
+    lost.load(snapshot(LISTED, server_time=CORE + 71.0, requested_at=after(71).boot), after(71))
+    lost.tick(after(140))
+    assert stays(lost) == before
 
 
 def test_without_mfa_what_was_found_is_left_until_the_first_state_which_removes_strangers() -> None:

@@ -5,6 +5,7 @@ sessions are journalled, the plan is carried out, ends are journalled. It can cr
 those.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -83,15 +84,15 @@ class PureAgent:
         self.reported: list[SessionEnd] = []
         self.crash_after: int | None = None
 
-    def start(self, now: Now) -> list[Operation]:
-        """Expire, adopt, reconcile with what is known without core."""
+    def start(self, now: Now, elements_left: Mapping[PublicKey, float] | None = None) -> list[Operation]:
+        """Expire, adopt, reconcile with what is known without core, and with what the guard's table tells."""
         state = self.state
         state.traffic.restore(self.journal.traffic.items())
         state.restore(self.journal.restored(), now)
         state.tick(now)
         device = self.kernel.read()
         self.mirror.observe(device)
-        state.adopt(device, {}, now)
+        state.adopt(device, elements_left or {}, now)
         for key in state.observe(device, now):
             self.journal.traffic[key] = state.traffic.get(key)
         return self.reconcile(now)
