@@ -545,7 +545,7 @@ class State:
             self.granted.setdefault(self._incoming, []).append(session)
         else:
             session = held.renewed(grant, max_lifetime, core_time, now)
-            if session is held or session == held:
+            if session is held:
                 return
             if session.expires_at != held.expires_at or session.psk_digest != held.psk_digest:
                 self.renewed.setdefault(self._incoming, []).append(session)

@@ -57,6 +57,22 @@ def test_a_grant_of_the_stream_admits() -> None:
     assert agent.state.revision == 2
 
 
+def test_what_begins_and_what_is_renewed_is_told_by_the_revision_that_said_so_until_it_is_forgotten() -> None:
+    state = running(snapshot([peer(1, session=grant("s-1", 1)), peer(2)], revision=7)).state
+    state.change(SessionGranted(key(2), grant("s-2", 2)), after(1))
+    state.change(SessionGranted(key(1), grant("s-1", 1)), after(2))
+    state.change(SessionGranted(key(1), grant("s-1", 9)), after(3))
+    state.change(SessionGranted(key(1), grant("s-1", 9, lasts=60.0)), after(4))
+    told = [
+        {revision: [one.id for one in sessions] for revision, sessions in news.items()}
+        for news in (state.granted, state.renewed)
+    ]
+    assert told == [{7: ["s-1"], 8: ["s-2"]}, {10: ["s-1"], 11: ["s-1"]}]
+    state.change(PeerUpserted(peer(3, fault=Refusal.INVALID_ALLOWED_IPS)), after(5))
+    state.forget_news()
+    assert (state.granted, state.renewed, state.roster.take_judged()) == ({}, {}, ([], []))
+
+
 def test_a_session_in_an_upsert_admits() -> None:
     agent = running(snapshot())
     agent.change(PeerUpserted(peer(1, session=grant("s-1", 1))), after(1))

@@ -3,7 +3,9 @@ from collections.abc import Callable
 import pytest
 
 from agent.model import (
+    NEVER,
     EndReason,
+    Grant,
     Now,
     PeerRemoved,
     PeerUpserted,
@@ -278,6 +280,19 @@ def test_a_dead_id_is_remembered_until_its_first_granted_at_and_max_lifetime_are
     assert running().state.forget_ended(after(1e6)) == []
 
 
+def test_a_dead_id_is_remembered_as_long_as_a_core_that_gives_no_dates_lists_it() -> None:
+    """Forgotten, it would begin anew."""
+    undated = Grant("s-1", psk(1), None, NEVER)
+    agent = running(snapshot([peer(1, session=undated), peer(2, session=grant("s-2", 2))]))
+    agent.end(None, after(10))
+    assert agent.state.forget_ended(after(1e6)) == ["s-2"]
+    agent.load(snapshot([peer(1, session=undated)], revision=2), after(1e6))
+    assert agent.kernel.peers == {}
+    assert agent.state.forget_ended(after(2e6)) == []
+    agent.load(snapshot([peer(1)], revision=3), after(2e6))
+    assert agent.state.forget_ended(after(3e6)) == ["s-1"]
+
+
 def test_a_forgotten_id_is_not_admitted_again() -> None:
     agent = running(snapshot([peer(1, session=grant("s-1", 1, lasts=10.0))]))
     agent.tick(after(10))
@@ -315,6 +330,7 @@ def test_a_session_seen_past_its_deadline_ends_whatever_comes_next_and_whatever_
     agent = granted()
     for _ in range(2):
         assert agent.state.expiring(after(10, step=3600)) == [key(1)]
+    assert agent.state.expiring(after(3700)) == [key(1)]  # by the other clock too
     assert len(agent.state.overdue) == 1
     assert set(agent.state.sessions) == {key(1)}
     then(agent, after(11))

@@ -28,6 +28,17 @@ def test_a_client_that_never_connects_is_ended_connect_timeout_after_its_peer_wa
     assert (ended(agent), agent.kernel.peers) == ([EndReason.NEVER_CONNECTED], {})
 
 
+def test_who_was_refused_meanwhile_has_to_connect_anew_by_the_grant_that_lets_it_in_again() -> None:
+    agent = connected()
+    agent.change(PeerUpserted(peer(2, session=grant("s-1", 1))), after(20))
+    assert agent.kernel.peers == {}
+    agent.change(SessionGranted(key(1), grant("s-2", 2)), after(30))
+    agent.observe(after(209))
+    assert ended(agent) == [EndReason.REPLACED]
+    agent.observe(after(210))
+    assert ended(agent) == [EndReason.REPLACED, EndReason.NEVER_CONNECTED]
+
+
 def test_idle_ends_at_the_first_look_after_the_timeout() -> None:
     agent = connected()
     agent.tick(after(400))

@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import pytest
 
 from agent.model import (
     EndReason,
+    InterfaceSettings,
     PeerUpserted,
     PublicKey,
     RemovePeer,
     SessionGranted,
+    SessionPolicy,
     SessionRevoked,
 )
 from tests.support.builders import after, grant, key, location_changed, peer, psk, snapshot
@@ -146,8 +150,52 @@ def test_exemption_is_a_switch_of_one_peer() -> None:
     agent.change(PeerUpserted(peer(2)), after(7))
     assert psks(agent) == {key(1): None}
     agent.change(SessionGranted(key(1), grant("s-2", 2)), after(8))
+    before = stays(agent)
     agent.change(PeerUpserted(peer(1, session=grant("s-2", 2))), after(9))
     assert psks(agent) == {key(1): psk(2)}
+    assert stays(agent) != before
+
+
+def test_who_is_exempt_no_longer_is_removed_and_added_even_if_a_session_comes_with_it() -> None:
+    """Else whoever is in without a session would keep transport keys that no session stands for."""
+    agent = running(snapshot([peer(1, mfa_exempt=True)]))
+    before = stays(agent)
+    done = agent.change(PeerUpserted(peer(1, session=grant("s-1", 1))), after(5))
+    assert RemovePeer(key(1)) in done
+    assert psks(agent) == {key(1): psk(1)}
+    assert stays(agent) != before
+
+
+def test_a_session_that_is_only_held_stays_so_however_often_it_is_listed() -> None:
+    agent = running(snapshot(LISTED, mfa_required=False))
+    before = stays(agent)
+    assert agent.load(snapshot(LISTED, mfa_required=False, revision=2), after(5)) == []
+    agent.change(PeerUpserted(LISTED[0]), after(6))
+    agent.change(SessionGranted(key(1), grant("s-1", 7, lasts=7200.0)), after(7))
+    assert not agent.state.sessions[key(1)].in_use
+    assert (psks(agent)[key(1)], stays(agent)) == (None, before)
+
+
+def test_nobody_is_cut_for_the_end_of_a_session_that_is_only_held() -> None:
+    agent = running(snapshot(LISTED, mfa_required=False))
+    assert agent.state.expiring(after(3600)) == []
+    assert agent.tick(after(3600)) == []
+    assert [e.reason for e in agent.reported] == [EndReason.EXPIRED]
+
+
+def test_a_policy_holds_also_where_the_list_that_comes_with_it_is_the_same_again() -> None:
+    held = snapshot(LISTED)
+    agent = running(held)
+    settings = InterfaceSettings(listen_port=443)
+    lowered = replace(
+        held, revision=2, session_policy=SessionPolicy(max_lifetime=300.0), interface=settings
+    )
+    assert lowered.peers is held.peers
+    agent.load(lowered, after(5))
+    assert (agent.state.session_policy, agent.state.interface) == (lowered.session_policy, settings)
+    assert agent.state.sessions[key(1)].deadline.remaining(after(5)) == 295.0
+    agent.tick(after(300))
+    assert key(1) not in agent.kernel.peers
 
 
 def test_settings_and_policy_come_with_the_location() -> None:

@@ -14,7 +14,7 @@ from agent.model import (
     SessionPolicy,
     SessionRevoked,
 )
-from agent.sessions import Deadline, Limits
+from agent.sessions import Ceilings, Deadline, Limits
 from tests.support.builders import CORE, NOW, after, grant, key, peer, prefixes, psk, snapshot
 from tests.support.kernel_model import Kernel, KernelPeer
 from tests.support.pure_agent import Crashed, Journal, PureAgent, restarted, running
@@ -149,6 +149,17 @@ def test_without_a_journal_who_was_found_goes_when_the_guards_element_does() -> 
         assert set(again.kernel.peers) == {key(4), key(5)}
 
 
+def test_without_a_journal_many_who_were_found_all_go_when_their_elements_do() -> None:
+    """However often the queue of deadlines is built anew."""
+    agent = running(snapshot([peer(n, session=grant(f"s-{n}", n)) for n in range(1, 101)]))
+    again = PureAgent(agent.kernel, Journal())
+    again.start(after(5), {key(n): 60.0 + n % 2 for n in range(1, 101)})
+    again.tick(after(65))
+    assert set(again.kernel.peers) == {key(n) for n in range(1, 101, 2)}
+    again.tick(after(66))
+    assert again.kernel.peers == {}
+
+
 def test_without_a_journal_who_was_found_in_a_session_goes_when_core_was_away_for_too_long() -> None:
     agent = running(snapshot(LISTED))
     again = PureAgent(agent.kernel, Journal())
@@ -161,7 +172,7 @@ def test_with_a_journal_or_cores_word_the_guards_elements_say_nothing_about_who_
     again = restarted(agent, after(5))
     before = stays(again)
     again = PureAgent(agent.kernel, agent.journal)
-    assert again.start(after(6), {key(1): 60.0, key(4): 0.0}) == []
+    assert again.start(after(6), {key(1): 60.0, key(5): 0.0}) == []
     again.tick(after(66))
     assert stays(again) == before
     lost = PureAgent(agent.kernel, Journal())
@@ -275,6 +286,8 @@ def test_ceilings_lowered_in_the_configuration_hold_for_restored_sessions() -> N
     lowered = Limits(max_lifetime=300.0)
     again = restarted(agent, after(5), limits=lowered)
     assert again.state.sessions[key(1)].deadline == Deadline(NOW.boot + 300.0, NOW.wall + 300.0)
+    raised = restarted(again, after(6))
+    assert raised.state.sessions[key(1)].deadline == Deadline(NOW.boot + 300.0, NOW.wall + 300.0)
     once_more = restarted(again, after(10), limits=lowered)
     once_more.load(snapshot(LISTED, server_time=CORE + 11.0, requested_at=after(11).boot), after(11))
     once_more.tick(after(300))
@@ -287,6 +300,13 @@ def test_lowered_ceilings_of_core_hold_across_a_restart() -> None:
     again = restarted(agent, after(5))
     again.load(snapshot(LISTED, revision=2), after(6))
     assert again.state.sessions[key(1)].ends_at == CORE + 300.0
+
+
+def test_cores_policy_holds_before_its_first_state_whatever_the_configuration_becomes() -> None:
+    policy = SessionPolicy(max_lifetime=300.0, liveness="core")
+    again = restarted(running(snapshot(LISTED, policy=policy)), after(5))
+    again.state.configure(Limits(max_lifetime=900.0), after(6))
+    assert again.state.ceilings == Ceilings(300.0, None, None)
 
 
 # Killed in the middle.
@@ -359,7 +379,7 @@ def test_a_stay_without_a_record_begins_when_it_is_adopted() -> None:
     agent.journal.sessions = {
         row: (session, None, boot) for row, (session, _, boot) in agent.journal.sessions.items()
     }
-    again = restarted(agent, after(100))
+    again = restarted(restarted(agent, after(100)), after(150))
     assert again.state.liveness[key(1)].added_at == after(100).boot
     again.observe(after(279))
     assert key(1) in again.kernel.peers

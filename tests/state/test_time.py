@@ -154,10 +154,14 @@ def test_the_next_wait_is_never_later_than_the_earliest_deadline() -> None:
 
 
 def test_many_renewals_leave_no_heap_of_old_deadlines() -> None:
-    agent = running(snapshot([ONE]))
+    agent = running(snapshot([ONE, peer(2, session=grant("s-2", 2, lasts=300.0))]))
     for n in range(500):
         agent.change(SessionGranted(key(1), grant("s-1", 1, lasts=200.0 + n)), after(1 + n / 1000))
     assert len(agent.state._deadlines) < 100
+    agent.tick(after(299.9))
+    assert key(2) in agent.kernel.peers
+    agent.tick(after(300))
+    assert key(2) not in agent.kernel.peers
     agent.tick(after(698.9))
     assert not gone(agent)
     agent.tick(after(699))
