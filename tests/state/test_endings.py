@@ -4,6 +4,7 @@ import pytest
 
 from agent.model import (
     NEVER,
+    ChangeBody,
     EndReason,
     Grant,
     Now,
@@ -291,6 +292,23 @@ def test_a_dead_id_is_remembered_as_long_as_a_core_that_gives_no_dates_lists_it(
     assert agent.state.forget_ended(after(2e6)) == []
     agent.load(snapshot([peer(1)], revision=3), after(2e6))
     assert agent.state.forget_ended(after(3e6)) == ["s-1"]
+
+
+@pytest.mark.parametrize("delist", [PeerUpserted(peer(1)), PeerRemoved(key(1)), SessionRevoked(key(1), "s-1")])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_dead_id_without_a_date_is_forgotten_once_core_lists_it_no_more(
+    delist: ChangeBody, again: bool
+) -> None:
+    undated = Grant("s-1", psk(1), None, NEVER)
+    agent = running(snapshot([peer(1, session=undated)]))
+    agent.end(None, after(10))
+    if again:
+        agent.change(SessionGranted(key(1), undated), after(11))
+    elif isinstance(delist, SessionRevoked):
+        delist = PeerUpserted(peer(1))  # of what is dead and was not shown again there is nothing to revoke
+    assert agent.state.forget_ended(after(1e6)) == []
+    agent.change(delist, after(1e6))
+    assert agent.state.forget_ended(after(1e6)) == ["s-1"]
 
 
 def test_a_forgotten_id_is_not_admitted_again() -> None:

@@ -4,9 +4,13 @@ import pytest
 
 from agent.model import (
     EndReason,
+    Identity,
     InterfaceSettings,
+    Location,
+    LocationChanged,
     PeerUpserted,
     PublicKey,
+    Refusal,
     RemovePeer,
     SessionGranted,
     SessionPolicy,
@@ -200,9 +204,19 @@ def test_a_policy_holds_also_where_the_list_that_comes_with_it_is_the_same_again
 
 def test_settings_and_policy_come_with_the_location() -> None:
     agent = running(snapshot(LISTED))
-    change = location_changed()
-    assert agent.change(change, after(5)) == []
-    assert (agent.state.location, agent.state.interface) == (change.location, change.interface)
+    change = LocationChanged(
+        Location("7", "another name", mfa_required=True),
+        InterfaceSettings(listen_port=443),
+        SessionPolicy(max_lifetime=7200.0),
+        Identity(b"\x01" * 32, key(3)),
+    )
+    agent.change(change, after(5))
+    state = agent.state
+    assert (state.location, state.interface) == (change.location, change.interface)
+    assert (state.session_policy, state.identity) == (change.session_policy, change.identity)
+    assert state.roster.refused == {key(3): Refusal.OWN_KEY}
+    agent.change(replace(change, identity=None), after(6))
+    assert state.identity == change.identity
 
 
 def test_after_a_new_epoch_everybodys_traffic_is_due_again() -> None:

@@ -13,6 +13,7 @@ from agent.model import (
     SessionRevoked,
     UnreadablePeer,
 )
+from agent.roster import Roster
 from tests.support.builders import (
     CORE,
     NOW,
@@ -126,6 +127,17 @@ def test_a_duplicated_entry_ends_no_session_by_itself() -> None:
         assert agent.reported == []
     agent.load(snapshot([one], revision=3), after(2))
     assert present(agent) == {key(1)}
+
+
+def test_of_duplicated_entries_with_sessions_the_live_one_goes_on() -> None:
+    one = peer(1, "10.0.0.1", "10.0.0.3", session=grant("s-1", 1))
+    other = peer(1, "10.0.0.4", "10.0.0.2", session=grant("s-2", 2))
+    for both in ([one, other], [other, one]):
+        agent = running(snapshot([one]))
+        agent.load(snapshot(both, revision=2), after(1))
+        assert (agent.reported, agent.state.sessions[key(1)].id) == ([], "s-1")
+        claimed = agent.state.roster.peers[key(1)].allowed_ips
+        assert claimed == prefixes("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
 
 
 # Claimed prefixes (rule 3).
@@ -268,8 +280,10 @@ def test_one_id_on_two_keys_refuses_both_by_events_too_until_one_lets_go() -> No
         (SessionGranted(key(2), one), PeerUpserted(peer(2))),
         (PeerUpserted(peer(2, session=one)), SessionRevoked(key(2), "s-1")),
         (PeerUpserted(peer(2, session=one)), SessionGranted(key(2), None, Refusal.INVALID_TIME)),
+        (PeerUpserted(peer(2, session=one)), PeerRemoved(key(2))),
     ):
         agent.change(change, after(1))
+        assert agent.state.roster.holders("s-1") == {key(1), key(2)}
         assert set(refused(agent)) == {key(1), key(2)}
         assert present(agent) == {key(3)}
         agent.change(back, after(2))
@@ -294,6 +308,66 @@ def test_an_end_of_a_session_lets_go_whoever_it_kept_out() -> None:
         assert present(agent) == {key(2)}, number
 
 
+# Who is told of it.
+
+
+def test_each_change_of_who_is_refused_is_counted_and_nothing_else_is() -> None:
+    """By the count it is known whether core has to be told anew."""
+    crowd = [peer(n) for n in range(10, 40)]
+    bad = peer(1, fault=Refusal.INVALID_PEER)
+    agent = running(snapshot([peer(1), peer(2, "10.8.0.3"), *crowd]))
+    roster = agent.state.roster
+    steps: list[tuple[bool, Callable[[], object]]] = [
+        (True, lambda: agent.change(PeerUpserted(bad), after(1))),
+        (False, lambda: agent.change(PeerUpserted(bad), after(1))),
+        (True, lambda: agent.change(PeerRemoved(key(1)), after(1))),
+        (False, lambda: agent.change(PeerRemoved(key(2)), after(1))),
+        (True, lambda: agent.load(snapshot([bad, *crowd], revision=9), after(1))),
+        (True, lambda: agent.load(snapshot([peer(1), *crowd], revision=10), after(1))),
+        (True, lambda: agent.load(snapshot([bad], revision=11), after(1))),
+        (True, lambda: agent.load(snapshot([], revision=12), after(1))),
+        (True, lambda: agent.change(PeerUpserted(peer(5)._replace(public_key=OWN_KEY)), after(1))),
+    ]
+    for number, (changes, step) in enumerate(steps):
+        before = roster.refusals
+        step()
+        assert (roster.refusals != before) == changes, number
+
+
+def test_who_is_refused_and_who_no_longer_is_told_once_and_not_who_was_only_in_between() -> None:
+    agent = running(snapshot([peer(1), peer(2), peer(3, fault=Refusal.INVALID_PEER), peer(4)]))
+    roster = agent.state.roster
+    assert roster.take_judged() == ([(key(3), Refusal.INVALID_PEER)], [])
+    agent.change(PeerUpserted(peer(1, fault=Refusal.INVALID_PEER)), after(1))
+    agent.change(PeerUpserted(peer(2, fault=Refusal.INVALID_PEER)), after(1))
+    agent.change(PeerUpserted(peer(2)), after(1))
+    agent.change(PeerUpserted(peer(3)), after(1))
+    told = roster.take_judged()
+    assert told == ([(key(1), Refusal.INVALID_PEER)], [(key(3), Refusal.INVALID_PEER)])
+    assert roster.take_judged() == ([], [])
+    # For another reason: told again. No longer listed: not.
+    agent.change(PeerUpserted(peer(1, fault=Refusal.INVALID_KEEPALIVE)), after(1))
+    agent.change(PeerUpserted(peer(4, fault=Refusal.INVALID_PEER)), after(1))
+    agent.change(PeerRemoved(key(4)), after(1))
+    assert roster.take_judged() == ([(key(1), Refusal.INVALID_KEEPALIVE)], [])
+    agent.change(PeerRemoved(key(1)), after(1))
+    assert roster.take_judged() == ([], [])
+
+
+def test_who_is_refused_by_a_list_little_of_which_is_new_has_to_go_and_so_has_who_was_before() -> None:
+    roster = Roster()
+    listed = {key(n): peer(n) for n in range(1, 31)}
+    roster.load(dict(listed), mfa_required=True)
+    roster.own(key(7))
+    listed[key(8)] = peer(8, fault=Refusal.INVALID_PEER)
+    roster.load(listed, mfa_required=True, changed={key(8)})
+    assert roster.refused == {key(7): Refusal.OWN_KEY, key(8): Refusal.INVALID_PEER}
+    assert roster.newly_refused == {key(7), key(8)}
+    # Another key of the interface's own lets the former one go.
+    roster.own(key(9))
+    assert roster.refused == {key(9): Refusal.OWN_KEY, key(8): Refusal.INVALID_PEER}
+
+
 # Reasons of our own.
 
 
@@ -306,6 +380,19 @@ def test_what_the_journal_or_the_device_would_not_take_is_kept_out_until_tried_a
         assert agent.state.roster.blocked
         agent.state.unblock(after(2))
         agent.reconcile(after(2))
+        assert (refused(agent), present(agent)) == ({}, {key(1), key(2)})
+        assert not agent.state.roster.blocked
+
+
+def test_what_was_kept_out_is_tried_again_with_each_state_of_cores() -> None:
+    listed = snapshot([peer(1, mfa_exempt=True), peer(2, mfa_exempt=True)])
+    crowd = snapshot([*listed.peers, *(peer(n) for n in range(10, 40))])
+    for before, then in ((listed, listed), (listed, snapshot([*listed.peers, peer(3)])), (crowd, crowd)):
+        agent = running(before)
+        agent.state.block([key(1)], Refusal.DEVICE)
+        agent.reconcile(after(1))
+        assert present(agent) == {key(2)}
+        agent.load(then, after(2))
         assert (refused(agent), present(agent)) == ({}, {key(1), key(2)})
         assert not agent.state.roster.blocked
 

@@ -76,6 +76,7 @@ def test_a_session_of_another_boot_gains_a_boot_deadline_from_the_first_state() 
     again = restarted(agent, now, reboot=True)
     again.load(snapshot(LISTED, server_time=CORE + 100.0, requested_at=3.0), now)
     assert again.state.sessions[key(2)].deadline == Deadline(503.0, CORE + 600.0)
+    assert again.state.renewed == {}
     assert again.kernel.peers[key(2)].preshared_key == psk(2)
 
 
