@@ -95,6 +95,12 @@ def test_the_interfaces_own_key_as_a_peer_is_refused() -> None:
     assert (refused(agent), present(agent)) == ({OWN_KEY: Refusal.OWN_KEY}, {key(1)})
 
 
+def test_the_interfaces_own_key_is_refused_in_a_whole_list_too() -> None:
+    own = peer(1, mfa_exempt=True)._replace(public_key=OWN_KEY)
+    agent = running(snapshot([own, peer(2, mfa_exempt=True)]))
+    assert (refused(agent), present(agent)) == ({OWN_KEY: Refusal.OWN_KEY}, {key(2)})
+
+
 def test_duplicate_keys_refuse_all_their_entries_and_keep_their_claims() -> None:
     listed = [
         peer(1, "10.0.0.1", mfa_exempt=True),
@@ -289,6 +295,18 @@ def test_one_id_on_two_keys_refuses_both_by_events_too_until_one_lets_go() -> No
         agent.change(back, after(2))
         assert key(1) not in refused(agent)
         assert present(agent) == {key(1), key(3)}
+
+
+def test_one_id_on_three_keys_refuses_whoever_shows_it_until_one_is_left() -> None:
+    one = grant("s-1", 1)
+    agent = running(snapshot([peer(1, session=one), peer(2), peer(3)]))
+    for number in (2, 3):
+        agent.change(SessionGranted(key(number), one), after(1))
+    assert set(refused(agent)) == {key(1), key(2), key(3)}
+    agent.change(PeerUpserted(peer(3)), after(2))
+    assert set(refused(agent)) == {key(1), key(2)}
+    agent.change(PeerRemoved(key(2)), after(3))
+    assert (refused(agent), present(agent)) == ({}, {key(1)})
 
 
 def test_an_end_of_a_session_lets_go_whoever_it_kept_out() -> None:
