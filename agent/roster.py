@@ -239,7 +239,7 @@ class Roster:
     def _judge_all(self) -> None:
         self._claims.load((key, peer.allowed_ips, self.must_do_mfa(key)) for key, peer in self.peers.items())
         contested, holders = self._claims.all_contested(), self._holders
-        doubtful = contested | self.refused.keys() | self._blocked.keys() | {self.own_key}
+        doubtful = contested | self.refused.keys() | {self.own_key}  # whoever is blocked is refused
         for key, peer in self.peers.items():
             session = peer.session
             if (

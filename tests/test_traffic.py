@@ -61,12 +61,13 @@ def test_the_rate_of_a_peer_added_afresh_is_not_negative() -> None:
     assert book.rates(key(1)) == (30.0, 2.0)
 
 
-def test_two_looks_at_once_have_no_rate() -> None:
-    book = TrafficBook()
-    book.look(5.0)
-    book.look(5.0)
-    book.observe(observed(1, rx=300))
-    assert book.rates(key(1)) is None
+def test_two_looks_at_once_or_in_the_wrong_order_have_no_rate() -> None:
+    for again in (5.0, 4.0):
+        book = TrafficBook()
+        book.look(5.0)
+        book.look(again)
+        book.observe(observed(1, rx=300))
+        assert book.rates(key(1)) is None
 
 
 def test_counters_go_on_when_the_peer_is_added_afresh() -> None:
@@ -75,6 +76,24 @@ def test_counters_go_on_when_the_peer_is_added_afresh() -> None:
     book.added(key(1))
     book.observe(observed(1, rx=300, tx=5))
     assert totals(book) == (400, 15)
+
+
+def test_counters_go_on_also_of_who_was_only_sent_or_only_received_from() -> None:
+    """A handshake that nobody answers grows one of them alone, and by the same again after an add."""
+    for counted in (observed(1, rx=148), observed(1, tx=148)):
+        book = TrafficBook()
+        book.observe(counted)
+        book.added(key(1))
+        book.observe(counted)
+        assert sum(totals(book)) == 296
+
+
+def test_the_traffic_of_many_is_that_of_each_in_their_order() -> None:
+    book = TrafficBook()
+    book.observe(observed(1, rx=100))
+    book.observe(observed(2, tx=7))
+    assert book.many(key(n) for n in (2, 9, 1)) == [book.get(key(n)) for n in (2, 9, 1)]
+    assert [one.rx_bytes for one in book.many([key(2), key(9), key(1)])] == [0, 0, 100]
 
 
 def test_counters_go_on_when_somebody_else_has_added_the_peer_afresh() -> None:

@@ -95,12 +95,6 @@ def test_the_interfaces_own_key_as_a_peer_is_refused() -> None:
     assert (refused(agent), present(agent)) == ({OWN_KEY: Refusal.OWN_KEY}, {key(1)})
 
 
-def test_the_interfaces_own_key_is_refused_in_a_whole_list_too() -> None:
-    own = peer(1, mfa_exempt=True)._replace(public_key=OWN_KEY)
-    agent = running(snapshot([own, peer(2, mfa_exempt=True)]))
-    assert (refused(agent), present(agent)) == ({OWN_KEY: Refusal.OWN_KEY}, {key(2)})
-
-
 def test_duplicate_keys_refuse_all_their_entries_and_keep_their_claims() -> None:
     listed = [
         peer(1, "10.0.0.1", mfa_exempt=True),
