@@ -13,11 +13,11 @@ def numbers(trail: Trail, after: int = 0, limit: int = 100) -> list[int]:
 def test_occurrences_are_numbered_from_one_in_their_order() -> None:
     trail = Trail()
     trail.add(1.0, Kind.GRANTED, 7, subjects(1, 2))
-    trail.add(2.0, Kind.ENDED, 8, one(Subject(key(1), "s1", "idle")))
+    trail.add(2.0, Kind.ENDED, 8, one(Subject(key(1), "s1", "idle", "no sign of life", "alice")))
     assert [(o.number, o.at, o.kind, o.revision, o.subject) for o in trail.after(0, 9)] == [
         (1, 1.0, Kind.GRANTED, 7, Subject(key(1), "s1")),
         (2, 1.0, Kind.GRANTED, 7, Subject(key(2), "s2")),
-        (3, 2.0, Kind.ENDED, 8, Subject(key(1), "s1", "idle")),
+        (3, 2.0, Kind.ENDED, 8, Subject(key(1), "s1", "idle", "no sign of life", "alice")),
     ]
 
 
@@ -32,6 +32,7 @@ def test_nothing_happening_is_no_occurrence() -> None:
     trail = Trail()
     trail.add(1.0, Kind.GRANTED, 7, Subjects(()))
     assert (trail.next, trail.oldest, trail.after(0, 9)) == (1, 1, [])
+    assert not trail._moments
 
 
 def test_a_reader_goes_on_where_it_was_also_within_a_moment() -> None:
