@@ -84,3 +84,7 @@ def test_what_fits_is_found_however_far_back_it_is() -> None:
         trail.add(float(second), Kind.RENEWED, 2, subjects(2))
     assert [told.kind for told in trail.last(50, lambda subject: subject.peer == key(1))] == [Kind.GRANTED]
     assert [told.number for told in trail.last(2, lambda _: True)] == [2000, 2001]
+    trail.add(1.0, Kind.ENDED, 3, subjects(3, 4, 5, 6))
+    for limit in (1, 2, 3, 4, 5):
+        last = [told.number for told in trail.last(limit, lambda _: True)]
+        assert last == list(range(2006 - limit, 2006))
