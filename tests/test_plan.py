@@ -446,7 +446,8 @@ def test_a_copy_looks_at_whom_the_mirror_would_look_at_and_takes_nothing_from_it
     mirror.peers[key(1)] = structs.replace(mirror.peers[key(1)], persistent_keepalive=9)
     carried_out(mirror, want(2, "10.9.9.9"))
     for looks in (mirror.copy(), mirror.copy(), mirror):
-        assert [(one.kind, one.public_key) for one in looks.observe(seen)[0]] == [(DriftKind.ALLOWED_IPS, key(2))]
+        (drift,) = looks.observe(seen)[0]
+        assert (drift.kind, drift.public_key) == (DriftKind.ALLOWED_IPS, key(2))
 
 
 # From every interrupted prefix.

@@ -249,7 +249,8 @@ def test_a_queue_built_anew_gives_the_earliest_first_in_whatever_order_it_was_gi
     far = 2000.0
     queue = DeadlineQueue()
     boot, wall = (far, NOW.wall + step) if step > 0 else (NOW.boot, far + NOW.wall)
-    queue.rebuild({key(n): Deadline(boot + seconds, wall + seconds) for n, seconds in ((1, 9), (2, 5), (3, 7))})
+    lives = {key(1): 9.0, key(2): 5.0, key(3): 7.0}
+    queue.rebuild({who: Deadline(boot + seconds, wall + seconds) for who, seconds in lives.items()})
     assert queue.wait(after(0.0, step)) == 5.0
     for seconds, due in ((4.0, set()), (5.0, {key(2)}), (7.0, {key(3)}), (9.0, {key(1)})):
         assert queue.due(after(seconds, step)) == due

@@ -294,18 +294,25 @@ def test_a_dead_id_is_remembered_as_long_as_a_core_that_gives_no_dates_lists_it(
     assert agent.state.forget_ended(after(3e6)) == ["s-1"]
 
 
-@pytest.mark.parametrize("delist", [PeerUpserted(peer(1)), PeerRemoved(key(1)), SessionRevoked(key(1), "s-1")])
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    ("again", "delist"),
+    [
+        (False, PeerUpserted(peer(1))),
+        (False, PeerRemoved(key(1))),
+        (True, PeerUpserted(peer(1))),
+        (True, PeerRemoved(key(1))),
+        (True, SessionRevoked(key(1), "s-1")),
+    ],
+)
 def test_a_dead_id_without_a_date_is_forgotten_once_core_lists_it_no_more(
-    delist: ChangeBody, again: bool
+    again: bool, delist: ChangeBody
 ) -> None:
+    """Whether core has shown it once more after its end or not."""
     undated = Grant("s-1", psk(1), None, NEVER)
     agent = running(snapshot([peer(1, session=undated)]))
     agent.end(None, after(10))
     if again:
         agent.change(SessionGranted(key(1), undated), after(11))
-    elif isinstance(delist, SessionRevoked):
-        delist = PeerUpserted(peer(1))  # of what is dead and was not shown again there is nothing to revoke
     assert agent.state.forget_ended(after(1e6)) == []
     agent.change(delist, after(1e6))
     assert agent.state.forget_ended(after(1e6)) == ["s-1"]

@@ -191,9 +191,7 @@ def test_a_policy_holds_also_where_the_list_that_comes_with_it_is_the_same_again
     held = snapshot(LISTED)
     agent = running(held)
     settings = InterfaceSettings(listen_port=443)
-    lowered = replace(
-        held, revision=2, session_policy=SessionPolicy(max_lifetime=300.0), interface=settings
-    )
+    lowered = replace(held, revision=2, session_policy=SessionPolicy(max_lifetime=300.0), interface=settings)
     assert lowered.peers is held.peers
     agent.load(lowered, after(5))
     assert (agent.state.session_policy, agent.state.interface) == (lowered.session_policy, settings)
