@@ -15,12 +15,12 @@ from functools import partial
 
 from agent import clock, nftlist, ruleset
 from agent.guard import Admission, GuardContents
-from agent.nftguard import NftGuardTable
 from agent.guardtrial import Lack, Trial
 from agent.guardwriter import GuardWriter
 from agent.hearing import Hearing
 from agent.model import Prefix, PublicKey
 from agent.nft import Nft
+from agent.nftguard import NftGuardTable
 from agent.owntable import OwnTable
 
 

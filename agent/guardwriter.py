@@ -8,10 +8,10 @@ from typing import Final
 from agent import clock, ruleset
 from agent.errors import GuardError
 from agent.guard import Admission
-from agent.nftguard import NftGuardTable
 from agent.hearing import Hearing
 from agent.model import Prefix, PublicKey
 from agent.nft import NftError
+from agent.nftguard import NftGuardTable
 
 _BATCH: Final = 500
 """Peers in one transaction at most. Within one the kernel's sets do not grow, and an element takes twenty
