@@ -1,5 +1,7 @@
 """What the agent's metrics say of itself: starts, faults, late expiry, how far behind core it is."""
 
+import time
+
 import pytest
 
 from agent.errors import CoreUnavailable
@@ -142,6 +144,19 @@ def test_a_core_that_was_to_be_pulled_is_not_in_step_until_its_state_is_here(wor
         world.clock.advance(5.0)
         assert synced(agent) == before
         await agent.give(core.same([live(1)]))
+        assert synced(agent) == world.clock.now.wall
+
+    with_agent(world, scenario)
+
+
+def test_what_core_has_just_sent_is_to_be_in_the_kernel_first(world: World) -> None:
+    async def scenario(agent: Agent, core: Core) -> None:
+        await agent.give(core.state([peer(1)]))
+        before = synced(agent)
+        world.clock.advance(5.0)
+        answer = agent.inbox.submit([core.change(granted(1, grant("s1", 1)))], time.monotonic())
+        assert synced(agent) == before
+        await answer
         assert synced(agent) == world.clock.now.wall
 
     with_agent(world, scenario)
