@@ -20,7 +20,13 @@ class AdminClient:
         core = core_url(url, ca_file)
         self._http = httpx.AsyncClient(
             base_url=core.base + "/admin/v1/",
-            transport=httpx.AsyncHTTPTransport(uds=core.socket, verify=core.verify, trust_env=False),
+            # Core closes idle connections: a change must not be lost on one that closes as it is taken up.
+            transport=httpx.AsyncHTTPTransport(
+                uds=core.socket,
+                verify=core.verify,
+                trust_env=False,
+                limits=httpx.Limits(max_keepalive_connections=0),
+            ),
             headers={"authorization": f"Bearer {token}"},
             timeout=30,
         )

@@ -40,7 +40,12 @@ class Exerciser:
         core = core_url(url, ca_file)
         self._client = httpx.AsyncClient(
             base_url=core.base + "/client/v1/",
-            transport=httpx.AsyncHTTPTransport(uds=core.socket, verify=core.verify, trust_env=False),
+            transport=httpx.AsyncHTTPTransport(
+                uds=core.socket,
+                verify=core.verify,
+                trust_env=False,
+                limits=httpx.Limits(max_keepalive_connections=0),
+            ),
             timeout=30,
         )
 

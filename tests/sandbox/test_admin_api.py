@@ -1,7 +1,11 @@
+import asyncio
+
 import httpx
 import pytest
 
+from agent.sandbox.admin import AdminClient
 from agent.sandbox.errors import Refusal
+from tests.core.fakes import Request, core
 from tests.sandbox.parts import new_key, run, scene, served_scene
 
 
@@ -189,5 +193,20 @@ def test_an_unknown_location_user_device_and_session_are_404() -> None:
                 with pytest.raises(Refusal) as refusal:
                     await attempt
                 assert refusal.value.status == 404
+
+    run(main())
+
+
+def test_no_request_is_lost_on_a_connection_that_core_closes_after_an_answer() -> None:
+    async def answers_once(_request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+        await writer.drain()
+        await asyncio.sleep(1.0)  # what comes on it meanwhile is not read any more
+
+    async def main() -> None:
+        async with core() as told:
+            told.on("devices", answers_once)
+            async with AdminClient(told.url.removesuffix("/gateway/v1/"), "admin") as admin:
+                assert [await admin.devices() for _ in range(3)] == [[], [], []]
 
     run(main())
