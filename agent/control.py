@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import socket
 import time
@@ -41,6 +42,8 @@ EVENTS: Final = 1000
 """Occurrences in one answer at most."""
 WAIT: Final = 25.0
 """Seconds that one request may wait for an occurrence: less than an answer may take."""
+_ANSWER: Final = 20.0
+"""Seconds of silence after which an agent that is only asked what it knows is taken to hang."""
 _SLICE: Final = 1000  # peers of a status encoded at a time
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -146,15 +149,15 @@ class ControlClient:
 
     def status(self) -> dict[str, Any]:
         """Return the document of ``wg-agent status --json``."""
-        return self._ask("GET", "/status")
+        return self._ask("GET", "/status", wait=_ANSWER)
 
     def plan(self) -> dict[str, Any]:
         """Return what a reconcile would change now."""
-        return self._ask("GET", "/plan")
+        return self._ask("GET", "/plan", wait=_ANSWER)
 
     def explain(self, what: str) -> dict[str, Any]:
         """Return why the peers that a key, an address or a name means are on the interface or not."""
-        return self._ask("GET", f"/explain?{_query(what=what)}")
+        return self._ask("GET", f"/explain?{_query(what=what)}", wait=_ANSWER)
 
     def events(
         self,
@@ -174,8 +177,10 @@ class ControlClient:
             return self._ask("POST", "/end", {"all": True})
         return self._ask("POST", "/end", {"keys": [format_key(key) for key in keys]})
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        connection = _UnixConnection(self._path, self._timeout)
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, wait: float = math.inf
+    ) -> dict[str, Any]:
+        connection = _UnixConnection(self._path, min(wait, self._timeout))
         try:
             connection.request(method, path, None if body is None else _ENCODER.encode(body))
             answer = connection.getresponse()

@@ -262,6 +262,25 @@ def test_an_agent_that_hangs_is_said(path: Path) -> None:
         ControlClient(path, timeout=0.2).status()
 
 
+def test_who_only_asks_is_told_sooner_that_the_agent_hangs_than_who_ends_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.control._ANSWER", 0.2)
+    path = tmp_path / "wg0.sock"
+    client = ControlClient(path, timeout=2.0)
+
+    def waited(ask: Callable[[], object]) -> float:
+        began = time.monotonic()
+        with pytest.raises(AgentError, match="does not answer"):
+            ask()
+        return time.monotonic() - began
+
+    with bind_control(path):
+        for ask in (client.status, client.plan, functools.partial(client.explain, "bob")):
+            assert waited(ask) < 2.0
+        assert waited(functools.partial(client.end, None)) >= 2.0
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
