@@ -191,13 +191,17 @@ class Audit:
                     admitted[revision] = [session for session in sessions if session.id not in (only or ())]
 
     def _tell_ends(self, ends: Sequence[SessionEnd]) -> None:
+        """Each with the revision that has ended it: by now later ones may be held."""
+        ended_by = tuple(self._state.ended_by.pop(end.session_id, None) for end in ends)
+        at_once = len(set(ended_by)) == 1
         subjects = Subjects(
             tuple(end.public_key for end in ends),
             tuple(end.session_id for end in ends),
             tuple(end.reason.value for end in ends),
             names=self._names([end.public_key for end in ends]),
+            revisions=None if at_once else ended_by,
         )
-        self._tell(Kind.ENDED, subjects)
+        self._tell(Kind.ENDED, subjects, ended_by[0] if at_once else None)
 
     def _tell_judged(self, kind: Kind, judged: Sequence[tuple[PublicKey, Refusal]]) -> None:
         keys = [key for key, _ in judged]
@@ -302,7 +306,8 @@ def _shown(peer: PublicKey | str | None) -> str | None:
 
 def _write_lines(kind: Kind, subjects: Subjects, revision: int | None) -> None:
     write = _log.warning if kind in _WARNINGS else _log.info
-    for subject in map(subjects.subject, range(min(_ONE_BY_ONE, len(subjects)))):
+    for index in range(min(_ONE_BY_ONE, len(subjects))):
+        subject = subjects.subject(index)
         about: dict[str, Any] = {"peer": _shown(subject.peer)}
         if not isinstance(subject.peer, bytes) and subject.name:
             about["name"] = subject.name
@@ -312,7 +317,7 @@ def _write_lines(kind: Kind, subjects: Subjects, revision: int | None) -> None:
             about |= {"kind": subject.reason, "detail": subject.detail}
         elif subject.reason:
             about["reason"] = subject.reason
-        write(_LINES[kind], **about, revision=revision)
+        write(_LINES[kind], **about, revision=subjects.revision(index, revision))
     if len(subjects) > _ONE_BY_ONE:
         reasons = subjects.reasons
         if isinstance(reasons, str):

@@ -93,12 +93,14 @@ class State:
         """Session ends that are not in the journal yet."""
         self.overdue: list[Deadline] = []
         """Deadlines that have passed, until their peers are off the interface."""
-        self.granted: dict[int, list[Session]] = {}
+        self.granted: dict[int | None, list[Session]] = {}
         """Sessions that have begun, by core's revision that said so; for the audit trail to take."""
-        self.renewed: dict[int, list[Session]] = {}
+        self.renewed: dict[int | None, list[Session]] = {}
         """Sessions that core has given another end or another PSK."""
-        self._incoming = 0
-        """Core's revision that is being taken in."""
+        self.ended_by: dict[str, int | None] = {}
+        """Core's revision that has ended a session, or that was held when it ended by itself; by its id."""
+        self._incoming: int | None = None
+        """Core's revision that is being taken in, or is held; None before the first."""
         self._limits = limits or Limits()
         self._ceilings = self._limits.with_policy(self.session_policy)
         self._tenures: dict[PublicKey, int] = {}
@@ -227,6 +229,7 @@ class State:
     def load(self, snapshot: Snapshot, now: Now) -> None:
         """Take in the whole state: what is not in it is gone, sessions it does not show have ended."""
         self._expire(now)
+        self._incoming = snapshot.revision
         roster, location = self.roster, snapshot.location
         if self.location is not None and self.location.id != location.id:
             self._end_all(EndReason.REVOKED, now)
@@ -235,7 +238,6 @@ class State:
         if self.epoch != snapshot.epoch:
             self.traffic.report_all()
         self.epoch, self.revision = snapshot.epoch, snapshot.revision
-        self._incoming = snapshot.revision
         self.core_clock = CoreClock(snapshot.server_time, snapshot.requested_at)
         self.interface = snapshot.interface
         self._take_identity(snapshot.identity)
@@ -275,9 +277,9 @@ class State:
 
     def change(self, body: ChangeBody, now: Now) -> None:
         """Take in one change; raises UnknownPeer if it is about a peer that is not listed."""
-        self._incoming = self.revision + 1
         # What is past its deadline has ended, whether a tick has seen it or not: nothing renews it.
         self._expire(now)
+        self._incoming = self.revision + 1
         match body:
             case PeerUpserted(peer):
                 self._upsert(peer, now)
@@ -445,6 +447,7 @@ class State:
 
     def _require(self, key: PublicKey) -> None:
         if key not in self.roster.peers:
+            self._incoming = self.revision
             raise UnknownPeer
 
     def _hold(self, peer: Peer) -> None:
@@ -578,6 +581,7 @@ class State:
                 tx_bytes=max(0, traffic.tx_bytes - session.base_tx),
             )
         )
+        self.ended_by[session.id] = self._incoming
         self.to_journal.pop(key, None)
         self.begun.discard(session.id)
         self.roster.end(session.id, session.granted_at)

@@ -71,6 +71,8 @@ class Subjects(Struct, frozen=True, gc=False):
     reasons: tuple[str, ...] | str = ""
     details: tuple[str, ...] | str = ""
     names: tuple[str | None, ...] | None = None
+    revisions: tuple[int | None, ...] | None = None
+    """Where they differ from each other."""
 
     def __len__(self) -> int:
         return len(self.peers)
@@ -85,6 +87,11 @@ class Subjects(Struct, frozen=True, gc=False):
             details if isinstance(details, str) else details[index],
             None if self.names is None else self.names[index],
         )
+
+    def revision(self, index: int, of_all: int | None) -> int | None:
+        """Return that of one of them, ``of_all`` where it is the same for all or not known for this one."""
+        own = None if self.revisions is None else self.revisions[index]
+        return of_all if own is None else own
 
 
 def one(subject: Subject) -> Subjects:
@@ -108,7 +115,9 @@ class _Moment(Struct, frozen=True, gc=False):
         return self.first + len(self.subjects)
 
     def occurrence(self, index: int) -> Occurrence:
-        return Occurrence(self.first + index, self.at, self.kind, self.revision, self.subjects.subject(index))
+        subjects = self.subjects
+        revision = subjects.revision(index, self.revision)
+        return Occurrence(self.first + index, self.at, self.kind, revision, subjects.subject(index))
 
 
 class Trail:

@@ -19,7 +19,7 @@ from agent.model import (
     UnreadablePeer,
 )
 from agent.plan import Drift, DriftKind
-from agent.state import State
+from agent.state import State, UnknownPeer
 from tests.reconciler.harness import granted, revoked
 from tests.support.builders import CORE, NOW, OWN_KEY, after, grant, key, location_changed, peer, snapshot
 
@@ -221,6 +221,57 @@ def test_a_session_that_begins_and_ends_in_one_step_is_told_of_in_that_order(
     audit.followed()
     sessions = [(one[0], one[2]) for one in told(audit) if one[2]]
     assert sessions == [("granted", "s1"), ("ended", "s1"), ("granted", "s2")]
+
+
+def test_an_end_is_told_with_the_revision_that_has_ended_the_session(state: State, audit: Audit) -> None:
+    listed = [peer(n, session=grant(f"s{n}", n, lasts=60 if n == 3 else 3600)) for n in range(1, 6)]
+    state.load(snapshot(listed, revision=20), NOW)
+    state.change(revoked(1, "s1"), NOW)
+    state.change(PeerRemoved(key(2)), NOW)
+    # Its deadline is past before the next change is there.
+    state.change(revoked(4, "other"), after(60))
+    with pytest.raises(UnknownPeer):
+        state.change(revoked(9, "s9"), after(61))
+    state.end([key(5)], after(61))
+    state.change(revoked(4, "s4"), after(61))
+    with capture_logs() as logs:
+        audit.ended(state.ends)
+    ends = [(one[2], one[3], one[4]) for one in told(audit) if one[0] == "ended"]
+    assert ends == [
+        ("s1", 21, "revoked"),
+        ("s2", 22, "peer_removed"),
+        ("s3", 22, "expired"),
+        ("s5", 23, "operator"),
+        ("s4", 24, "revoked"),
+    ]
+    lines = [(line["session"], line["revision"]) for line in logs if line["event"] == "session ended"]
+    assert lines == [end[:2] for end in ends]
+
+
+def test_ends_by_another_location_are_told_with_its_revision(state: State, audit: Audit) -> None:
+    state.load(snapshot([peer(1, session=grant("s1", 1))], revision=20), NOW)
+    audit.followed()
+    state.load(snapshot([peer(1)], revision=1, epoch="e2", location="8"), NOW)
+    audit.ended(state.ends)
+    state.change(granted(1, grant("s2", 2)), NOW)
+    audit.followed()
+    assert [(one[0], one[2], one[3]) for one in told(audit) if one[2]] == [
+        ("granted", "s1", 20),
+        ("ended", "s1", 1),
+        ("granted", "s2", 2),
+    ]
+
+
+def test_many_that_end_by_a_revision_each_are_summed_up_in_the_log(state: State, audit: Audit) -> None:
+    state.load(snapshot([peer(n, session=grant(f"s{n}", n)) for n in range(1, 201)], revision=1), NOW)
+    audit.followed()
+    for number in range(1, 201):
+        state.change(revoked(number, f"s{number}"), NOW)
+    with capture_logs() as logs:
+        audit.ended(state.ends)
+    assert len(logs) == 51
+    assert [one[3] for one in told(audit) if one[0] == "ended"] == list(range(2, 202))
+    assert state.ended_by == {}
 
 
 def test_an_end_is_told_once_however_long_the_journal_takes(state: State, audit: Audit) -> None:
