@@ -348,12 +348,15 @@ def test_an_agent_that_is_told_to_stop_while_it_starts_does_not_wait_for_what_do
 ) -> None:
     with managed(tmp_path) as (site, manager):
         wireguard = site.gateway.popen("wireguard-go", "-f", site.interface)
-        until(lambda: site.interface in site.gateway.links(), what="the interface")
+        # The link is there before the socket is, and without that it would be no WireGuard interface.
+        asks = ("wg", "show", site.interface)
+        until(lambda: site.gateway.run(*asks, check=False).returncode == 0, what="wireguard-go's answer")
         wireguard.send_signal(signal.SIGSTOP)
         try:
             process = manager.start()
-            until(lambda: len(site.logged("listening")) >= 2, 40, "the listeners")
+            until(lambda: site.logged("interface found"), 40, "the agent's look at the interface")
             time.sleep(1)
+            assert not site.logged("started")
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert process.wait(25) == 0
