@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent import expiry
 from agent.expiry import expiries_of, token_claims, token_expiry
 
 NAME = x509.Name(
@@ -173,6 +174,21 @@ def jwt(claims: Any) -> str:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
     return f"{part({'alg': 'HS256'})}.{part(claims)}.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize("length", range(8))
+def test_a_jwt_is_read_however_much_padding_it_goes_without(length: int) -> None:
+    assert token_claims(jwt({"sub": "x" * length})) == {"sub": "x" * length}
+
+
+def test_characters_that_are_not_of_a_jwt_are_not_skipped_over() -> None:
+    token = jwt({"exp": 1_900_000_000})
+    assert token_claims(token[:60] + "\n!" + token[60:]) == {}
+
+
+def test_an_element_of_indefinite_length_is_refused_as_long_as_it_may_be() -> None:
+    with pytest.raises(ValueError, match="not a certificate"):
+        expiry._element(b"\x30\x80" + bytes(200), 0x30)
 
 
 def test_a_jwts_end_is_read() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+from msgspec.structs import replace
 
 from agent.encoding import format_key
 from agent.explanation import Surroundings, explain, find
@@ -143,6 +144,7 @@ def test_a_peer_is_found_by_the_beginning_of_its_key_but_not_by_a_letter_or_two(
     gateway.state.load(snapshot([peer(1)._replace(public_key=PublicKey(b"\x01" * 32))]), NOW)
     whole = format_key(PublicKey(b"\x01" * 32))
     assert find(whole[:6], gateway.state, gateway.mirror) == [b"\x01" * 32]
+    assert find(whole[:4], gateway.state, gateway.mirror) == [b"\x01" * 32]
     assert find(whole[:3], gateway.state, gateway.mirror) == []
 
 
@@ -321,6 +323,140 @@ def test_a_cut_peer_is_off() -> None:
 
 
 # What else there is to know.
+
+
+def for_and_against(gateway: Gateway, number: int = 1) -> list[tuple[bool | None, str]]:
+    return [(fact["speaks_for"], fact["fact"]) for fact in gateway.why(number)["facts"]]
+
+
+def test_a_live_session_has_these_facts_for_it_and_no_other() -> None:
+    gateway = Gateway().load(peer(1, session=grant("s1", 1, lasts=3600)))
+    gateway.guarded = "admitted"
+    assert for_and_against(gateway) == [
+        (True, "core lists it with 10.8.0.1/32"),
+        (True, "location hq requires MFA: only a live session lets it in"),
+        (True, "session s1, granted 2027-01-15T08:00:00.000Z, ends 2027-01-15T09:00:00.000Z: 1h00m left"),
+        (None, "no handshake yet: never_connected ends it in 3m00s without one"),
+        (True, "it is on the interface with 10.8.0.1/32 and a PSK"),
+        (None, "it has never shaken hands here: the client may have another PSK, key, endpoint or port"),
+        (True, "the kernel's guard lets its packets through"),
+    ]
+
+
+def test_who_needs_no_session_has_these_facts_for_it_and_no_other() -> None:
+    gateway = Gateway().load(peer(1, mfa_exempt=True))
+    on = [
+        (True, "it is on the interface with 10.8.0.1/32 and no PSK"),
+        (None, "it has never shaken hands here: the client may have another PSK, key, endpoint or port"),
+    ]
+    listed = (True, "core lists it with 10.8.0.1/32")
+    assert for_and_against(gateway) == [
+        listed,
+        (True, "location hq requires MFA, and core exempts this peer"),
+        *on,
+    ]
+    gateway = Gateway().load(peer(1, mfa_exempt=True), mfa_required=False)
+    assert for_and_against(gateway) == [listed, (True, "location hq requires no MFA"), *on]
+    assert gateway.reason(1) == (True, "mfa_not_required")
+
+
+def test_who_has_no_session_has_these_facts_against_it_and_no_other() -> None:
+    gateway = Gateway().load(peer(1))
+    gateway.guarded = "barred"
+    assert for_and_against(gateway) == [
+        (True, "core lists it with 10.8.0.1/32"),
+        (False, "location hq requires MFA: only a live session lets it in"),
+        (False, "it is not on the interface"),
+        (False, "the kernel's guard does not let its packets through"),
+    ]
+
+
+def test_who_is_not_listed_has_these_facts_against_it_and_no_other() -> None:
+    gateway = Gateway().load(peer(2))
+    gateway.mirror.find(device(observed(1)))
+    assert for_and_against(gateway)[0] == (False, "core does not list it")
+    gateway.mirror.acknowledge(CutPeer(key(1)))
+    assert for_and_against(gateway) == [
+        (False, "core does not list it"),
+        (False, "it is on the interface without allowed IPs and with a useless PSK, and is removed soon"),
+        (None, "it has never shaken hands here: the client may have another PSK, key, endpoint or port"),
+    ]
+
+
+def test_before_cores_list_is_known_nobody_is_said_not_to_be_listed() -> None:
+    gateway = Gateway()
+    gateway.state.restore(Restored(location=snapshot().location), NOW)
+    gateway.mirror.find(device(observed(1)))
+    gateway.around["core"] = "refused"
+    assert for_and_against(gateway) == [
+        (None, "core's list is not known yet"),
+        (True, "it is on the interface with 10.8.0.1/32 and no PSK"),
+        (None, "it has never shaken hands here: the client may have another PSK, key, endpoint or port"),
+        (None, "core is unreachable: refused"),
+    ]
+    told = gateway.why(1)
+    assert (told["reason"], told["because"]) == (
+        "has_to_go",
+        "it is to be removed: core's list is not known yet",
+    )
+
+
+def test_an_unreadable_entry_has_one_fact_against_it() -> None:
+    odd = UnreadablePeer("rubbish", Refusal.INVALID_PUBLIC_KEY, "carol")
+    assert Gateway().load(unreadable=(odd,)).why("carol") == {
+        "public_key": "rubbish",
+        "name": "carol",
+        "state": "refused",
+        "on_interface": False,
+        "reason": "invalid_public_key",
+        "because": MEANINGS[odd.reason].fault,
+        "remedy": MEANINGS[odd.reason].remedy,
+        "session_id": None,
+        "facts": [{"speaks_for": False, "fact": "core lists it with a key that can't be read"}],
+    }
+
+
+def test_unreadable_entries_are_named_and_counted_beside_the_others() -> None:
+    odd = tuple(UnreadablePeer(f"bad{n}", Refusal.INVALID_PUBLIC_KEY, "laptop") for n in range(6))
+    gateway = Gateway().load(*(peer(number, name="laptop") for number in range(1, 6)), unreadable=odd)
+    answer = gateway.asked("laptop")
+    assert [one["reason"] for one in answer["peers"]].count("invalid_public_key") == 3
+    assert (len(answer["peers"]), answer["more"]) == (8, 3)
+
+
+def test_a_guard_in_force_adds_nothing_to_the_verdict_and_one_to_come_says_so() -> None:
+    gateway = Gateway().load(peer(1, session=grant("s1", 1)))
+    for guarded in (None, "admitted"):
+        gateway.guarded = guarded  # type: ignore[assignment]
+        assert gateway.why(1)["remedy"] == ""
+    gateway.guarded = "missing"
+    assert gateway.why(1)["remedy"].endswith("ends this session: it is being put in force")
+
+
+def test_who_is_on_the_interface_and_refused_is_not_said_to_be_waited_for() -> None:
+    gateway = Gateway().load(peer(1, session=grant("s1", 1)))
+    gateway.load(peer(1, session=grant("s1", 1)), peer(2, "10.8.0.1"), follow=False, revision=2)
+    assert gateway.reason(1) == (True, "has_to_go")
+    assert not any("never_connected" in fact for fact in gateway.facts(1))
+
+
+def test_a_restored_sessions_psk_is_awaited_from_core() -> None:
+    first = Gateway().load(peer(1, session=grant("s1", 1)))
+    session = replace(first.state.sessions[key(1)], preshared_key=None, journalled_digest=b"\x01" * 32)
+    gateway = Gateway()
+    gateway.state.restore(
+        Restored(location=snapshot().location, peers=(peer(1),), sessions=((session, None),)), NOW
+    )
+    gateway.around["core"] = "refused"
+    assert gateway.reason(1) == (False, "awaiting_core")
+    assert gateway.why(1)["because"] == "only core knows its PSK, and has not said it yet"
+    assert (
+        False,
+        "its PSK is not known since the restart: core has to name it again",
+    ) in for_and_against(gateway)
+    gateway.now = after(3600)
+    assert gateway.reason(1) == (False, "expired")
+    assert for_and_against(gateway)[2][0] is False
 
 
 def test_signs_of_life_say_when_the_session_would_end_for_lack_of_them() -> None:
