@@ -8,7 +8,7 @@ import pytest
 
 from agent.conformance.answers import Step
 from agent.conformance.history import Moment, Pulled, judge_history
-from agent.conformance.verdicts import Ledger, Mark
+from agent.conformance.verdicts import Ledger, Mark, Verdict
 from agent.core.messages import decode_snapshot
 from agent.core.stream import ServerEvent
 from tests.conformance.site import marked
@@ -142,6 +142,55 @@ def test_a_prefix_that_stays_contested_is_the_states_fault_and_no_move() -> None
     ledger = judged(START, upserted(43, 2, allowed_ips=["10.8.0.1/32"]))
     assert failed(ledger) == set()
     assert ledger.mark("change.prefix-moves") is None
+
+
+def test_an_upsert_with_another_session_ends_the_one_before() -> None:
+    other = session(id="s-20", preshared_key=key(7), granted_at=LATER)
+    ledger = judged(WITH, upserted(43, session=other), pulled(43, peer(session=other)), granted(44))
+    assert failed(ledger) == {"session.id-is-new"}
+
+
+def test_a_revocation_of_what_is_not_live_is_allowed_and_shows_nothing() -> None:
+    for before in (START, WITH):
+        ledger = judged(before, revoked(43, "s-77"))
+        assert failed(ledger) == set()
+        assert ledger.mark("change.session-revoked") is Mark.SKIP
+
+
+def test_an_entry_with_a_fault_of_its_own_shows_no_clause_about_upserts_and_no_shared_session() -> None:
+    for faulty in ({"allowed_ips": ["10.8.0.1/24"]}, {"session": session(preshared_key="")}):
+        ledger = judged(START, upserted(43, **faulty))
+        assert failed(ledger) == set()
+        assert ledger.mark("change.peer-upserted") is None
+
+
+def test_a_prefix_that_a_state_gives_to_two_is_no_move_when_one_lets_go_later() -> None:
+    shared = pulled(42, ALONE, peer(2, session=None, allowed_ips=["10.8.0.1/32"]))
+    ledger = judged(shared, upserted(43, 3, allowed_ips=["10.8.0.77/32"]), removed(44, 2))
+    assert failed(ledger) == set()
+
+
+def test_a_step_that_led_to_nothing_is_said_to_be_one_also_where_it_was_the_last() -> None:
+    ledger = judged(START, Step("upsert"))
+    assert ledger.verdict("change.peer-upserted") == Verdict(Mark.SKIP, "upsert led to no event")
+    ledger = judged(START, Step("grant"), removed(43, 9), revoked(43), Step("location"))
+    assert ledger.verdict("change.session-granted").seen == "grant led to peer_removed, session_revoked"
+
+
+def test_a_state_that_differs_in_many_peers_names_three_and_counts_the_others() -> None:
+    for many, more in ((3, ""), (5, " and 2 more")):
+        renamed = [peer(n, session=None, name="renamed") for n in range(1, many + 1)]
+        before = [peer(n, session=None) for n in range(1, many + 1)]
+        seen = judged(pulled(42, *before), pulled(42, *renamed)).verdict("change.snapshot-agrees").seen
+        assert seen.count("(name)") == 3
+        assert seen.startswith("at b7e1:42: ")
+        assert seen.endswith(f"(name){more}")
+
+
+def test_states_that_follow_each_other_without_an_event_show_nothing_of_events() -> None:
+    assert judged(START, pulled(42, ALONE)).mark("change.snapshot-agrees") is None
+    again = judged(START, upserted(43), resync("b7e1:50"), pulled(50, ALONE), pulled(50, ALONE))
+    assert again.mark("change.snapshot-agrees") is None
 
 
 def test_what_cannot_be_played_waits_for_the_next_state() -> None:

@@ -20,11 +20,15 @@ OTHER_PSK = key(7)
 
 
 def read(
-    content: Any, headers: dict[str, str] | None = None, *, sent_at: float = parse_time(TIME)
+    content: Any,
+    headers: dict[str, str] | None = None,
+    *,
+    sent_at: float = parse_time(TIME),
+    took: float = 0.2,
 ) -> tuple[Ledger, Reading]:
     ledger = Ledger()
     raw = content if isinstance(content, bytes) else body(content)
-    answer = Answer(200, ETAG | (headers or {}), raw, sent_wall=sent_at, sent=5.0, received=5.2)
+    answer = Answer(200, ETAG | (headers or {}), raw, sent_wall=sent_at, sent=5.0, received=5.0 + took)
     return ledger, read_state(answer, ledger)
 
 
@@ -130,6 +134,12 @@ def test_a_header_that_is_wrong_breaks_its_clause_alone(headers: dict[str, str],
 @pytest.mark.parametrize(("off", "kept"), [(299.0, True), (-299.0, True), (301.0, False), (-3600.0, False)])
 def test_a_clock_may_differ_by_what_signatures_bear(off: float, kept: bool) -> None:
     ledger, _ = read(two(), sent_at=parse_time(TIME) - 0.1 + off)
+    assert (ledger.mark("state.server-time") is Mark.PASS) is kept
+
+
+@pytest.mark.parametrize(("off", "kept"), [(-305.0, True), (285.0, True), (295.0, False), (-315.0, False)])
+def test_cores_clock_is_taken_to_have_been_read_halfway_through_the_request(off: float, kept: bool) -> None:
+    ledger, _ = read(two(), sent_at=parse_time(TIME) + off, took=20.0)
     assert (ledger.mark("state.server-time") is Mark.PASS) is kept
 
 

@@ -60,6 +60,7 @@ def failed(ledger: Ledger) -> set[str]:
         (Answer(200, {"content-type": "application/json"}), {"stream.opens"}),
         (Answer(200), {"stream.opens"}),
         (Answer(500), {"stream.opens"}),
+        (Answer(503, SSE), {"stream.opens"}),
         (Answer(0, error="core has been silent for too long"), {"stream.opens"}),
         (None, {"stream.opens"}),
     ],
@@ -68,6 +69,18 @@ def test_a_stream_opens_as_what_it_is(head: Answer | None, clauses: set[str]) ->
     ledger = Ledger()
     assert judge_opening(record(head=head), ledger) is (not clauses)
     assert failed(ledger) == clauses
+
+
+def test_what_is_wrong_with_an_opening_is_said() -> None:
+    for members, seen in (
+        ({"head": Answer(200, {"content-type": "application/json"})}, "Content-Type is application/json"),
+        ({"head": Answer(200)}, "Content-Type is missing"),
+        ({"head": Answer(500)}, "core answered 500"),
+        ({"head": Answer(500), "fault": "core is broken"}, "core is broken"),
+    ):
+        ledger = Ledger()
+        judge_opening(record(**members), ledger)
+        assert ledger.verdict("stream.opens").seen == seen
 
 
 def test_a_core_without_a_stream_is_no_broken_one() -> None:
@@ -149,6 +162,14 @@ def test_a_quiet_stream_from_the_current_revision_is_as_it_should_be() -> None:
     ledger = Ledger()
     judge_events(record(Heartbeat(), current=True), ledger)
     assert ledger.mark("stream.resume-current") is Mark.PASS
+    for other in (
+        record(current=True, head=Answer(500)),
+        record(Heartbeat()),
+        record(removed(43), removed(44)),
+    ):
+        ledger = Ledger()
+        judge_events(other, ledger)
+        assert ledger.mark("stream.resume-current") is None
     judge_events(record(fault="an event has more than 1048576 bytes"), ledger)
     assert failed(ledger) == {"stream.data"}
 
@@ -185,6 +206,12 @@ def test_an_events_data_is_judged_as_a_states_would_be(kind: str, data: Any, cla
     judge_event(ServerEvent(kind, "b7e1:43", raw), ledger)
     assert failed(ledger) == ({clause} if clause else set())
     assert (ledger.mark("stream.data") is Mark.PASS) is (clause is None)
+
+
+def test_what_a_resync_carries_beside_its_id_is_of_no_matter() -> None:
+    ledger = Ledger()
+    judge_event(ServerEvent("resync", "b7e1:43", b"now"), ledger)
+    assert failed(ledger) == set()
 
 
 HERE = (Position("b7e1", 42), Position("b7e1", 43))
@@ -270,3 +297,10 @@ def test_a_replay_is_what_was_sent(
     ledger = Ledger()
     judge_replay(record(*items, **members), known, Position("b7e1", 44), ledger)
     assert ledger.mark("stream.resume") is mark
+
+
+def test_a_stream_that_does_not_open_replays_nothing_even_where_there_is_nothing_to_replay() -> None:
+    for members, mark in (({}, Mark.PASS), ({"head": Answer(500)}, Mark.FAIL)):
+        ledger = Ledger()
+        judge_replay(record(**members), [], Position("b7e1", 42), ledger)
+        assert ledger.mark("stream.resume") is mark
