@@ -427,7 +427,7 @@ def test_unreadable_entries_are_named_and_counted_beside_the_others() -> None:
 def test_a_guard_in_force_adds_nothing_to_the_verdict_and_one_to_come_says_so() -> None:
     gateway = Gateway().load(peer(1, session=grant("s1", 1)))
     for guarded in (None, "admitted"):
-        gateway.guarded = guarded  # type: ignore[assignment]
+        gateway.guarded = guarded
         assert gateway.why(1)["remedy"] == ""
     gateway.guarded = "missing"
     assert gateway.why(1)["remedy"].endswith("ends this session: it is being put in force")

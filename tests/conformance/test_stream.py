@@ -300,7 +300,7 @@ def test_a_replay_is_what_was_sent(
 
 
 def test_a_stream_that_does_not_open_replays_nothing_even_where_there_is_nothing_to_replay() -> None:
-    for members, mark in (({}, Mark.PASS), ({"head": Answer(500)}, Mark.FAIL)):
+    for head, mark in ((HEAD, Mark.PASS), (Answer(500), Mark.FAIL)):
         ledger = Ledger()
-        judge_replay(record(**members), [], Position("b7e1", 42), ledger)
+        judge_replay(record(head=head), [], Position("b7e1", 42), ledger)
         assert ledger.mark("stream.resume") is mark
