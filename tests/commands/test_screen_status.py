@@ -264,6 +264,41 @@ def test_the_head_names_every_fault() -> None:
         assert fault in text
 
 
+def test_each_label_stands_before_the_first_line_about_it_alone() -> None:
+    text = head(device_error="wg0 is gone", core_error="token refused", journal_ok=False)
+
+    assert [line[:7] for line in text.splitlines() if line] == [
+        "wg0    ",
+        "       ",
+        "core   ",
+        "       ",
+        "guard  ",
+        "agent  ",
+        "       ",
+        "peers  ",
+    ]
+
+
+def test_what_is_bad_is_red_and_nothing_else_is() -> None:
+    to = terminal(120)
+
+    text = status_text(to, document([peer(ALICE)], device_error="wg0 is gone"))
+
+    lines = text[: text.index("PEER")].splitlines()
+    red = [ANSI.sub("", part) for line in lines for part in re.findall("\x1b\\[31m([^\x1b]+)", line)]
+    assert red == ["✗", "wg0 is gone", "✗"]  # the last is the sign of who is refused
+
+
+def test_the_head_says_whether_the_location_requires_mfa_and_what_it_is_called_if_anything() -> None:
+    assert ", location hq does not require MFA" in head(mfa_required=False)
+    assert ", location (no name) requires MFA" in head(location=None)
+    assert ", location (no name) requires MFA" in head(location="")
+
+
+def test_what_is_said_to_come_was_just_now() -> None:
+    assert "last update 0s ago" in head(synced_at=format_time(WALL + 60))
+
+
 def test_a_long_fault_is_folded_beside_its_label() -> None:
     text = head(core_connected=False, core_error="word " * 40)
 
@@ -301,7 +336,11 @@ def test_a_core_that_lists_nobody_is_said_to() -> None:
 
 @pytest.mark.parametrize(
     ("count", "told"),
-    [(1, "1 peer that has to go is still on it"), (7, "7 peers that have to go are still on it")],
+    [
+        (1, "1 peer that has to go is still on it"),
+        (2, "2 peers that have to go are still on it"),
+        (7, "7 peers that have to go are still on it"),
+    ],
 )
 def test_who_has_to_go_and_stays_is_told_in_red(count: int, told: str) -> None:
     to = terminal(120)
