@@ -193,7 +193,9 @@ def test_a_policy_holds_also_where_the_list_that_comes_with_it_is_the_same_again
     settings = InterfaceSettings(listen_port=443)
     lowered = replace(held, revision=2, session_policy=SessionPolicy(max_lifetime=300.0), interface=settings)
     assert lowered.peers is held.peers
-    agent.load(lowered, after(5))
+    agent.state.load(lowered, after(5))
+    assert agent.state.dirty == {key(1)}  # the guard's element has to be written anew
+    agent.reconcile(after(5))
     assert (agent.state.session_policy, agent.state.interface) == (lowered.session_policy, settings)
     assert agent.state.sessions[key(1)].deadline.remaining(after(5)) == 295.0
     agent.tick(after(300))
