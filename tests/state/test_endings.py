@@ -318,6 +318,16 @@ def test_a_dead_id_without_a_date_is_forgotten_once_core_lists_it_no_more(
     assert agent.state.forget_ended(after(1e6)) == ["s-1"]
 
 
+def test_a_dead_id_with_a_date_is_forgotten_in_time_though_core_lists_it_still() -> None:
+    """By its date it is known not to begin anew."""
+    listed = [peer(1, session=grant("s-1", 1, lasts=10.0))]
+    agent = running(snapshot(listed))
+    agent.tick(after(10))
+    agent.load(snapshot(listed, revision=2), after(20))
+    assert agent.state.roster.refused == {key(1): Refusal.SESSION_ENDED}
+    assert agent.state.forget_ended(after(86401.0)) == ["s-1"]
+
+
 def test_a_forgotten_id_is_not_admitted_again() -> None:
     agent = running(snapshot([peer(1, session=grant("s-1", 1, lasts=10.0))]))
     agent.tick(after(10))
