@@ -58,7 +58,17 @@ def test_a_key_that_does_not_encode_back_to_itself_is_refused(text: object) -> N
         parse_key(text)
 
 
-@given(st.text(max_size=50) | st.binary().map(lambda b: base64.b64encode(b).decode()))
+_keys = st.binary(min_size=32, max_size=32).map(lambda raw: base64.b64encode(raw).decode())
+_nearly_keys = st.builds(
+    lambda key, at, odd: key[:at] + odd + key[at + 1 :],
+    _keys,
+    st.integers(0, 44),
+    st.sampled_from("AEIMQUYcgkosw048BZz19+/=-_ \né"),
+)
+
+
+@given(_keys | _nearly_keys | st.text(max_size=50))
+@example(KEY)
 def test_whatever_is_taken_for_a_key_is_one(text: str) -> None:
     try:
         raw = parse_key(text)

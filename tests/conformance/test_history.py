@@ -189,6 +189,8 @@ def test_a_state_that_differs_in_many_peers_names_three_and_counts_the_others() 
 
 def test_states_that_follow_each_other_without_an_event_show_nothing_of_events() -> None:
     assert judged(START, pulled(42, ALONE)).mark("change.snapshot-agrees") is None
+    for clause in ("granted-at-stays", "id-is-new", "psk-is-fresh"):
+        assert judged(START, pulled(42, ALONE)).mark(f"session.{clause}") is None
     again = judged(START, upserted(43), resync("b7e1:50"), pulled(50, ALONE), pulled(50, ALONE))
     assert again.mark("change.snapshot-agrees") is None
 
