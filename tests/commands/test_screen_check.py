@@ -64,6 +64,25 @@ def test_findings_are_below_their_headings_with_remedies_below_the_faults() -> N
     ]
 
 
+def test_a_heading_below_which_nothing_was_asked_is_not_there() -> None:
+    to = pipe()
+
+    assert printed(to, report([CLOCK], to)).splitlines()[:2] == ["core", f"  ! clock  {CLOCK.message}"]
+
+
+def test_only_warnings_and_faults_are_said_in_colour() -> None:
+    to = terminal(1000)
+
+    lines = printed(to, report(FINDINGS, to)).splitlines()
+    coloured = {
+        what
+        for line in lines
+        for colour, what in re.findall("\x1b\\[3(\\d)m([^\x1b]+)", line)
+        if what.strip() not in set("✓·!✗")
+    }
+    assert {what.strip() for what in coloured} == {"clock", "routes", CLOCK.message, ROUTES.message}
+
+
 @pytest.mark.parametrize("width", [50, 80, 120])
 @pytest.mark.parametrize("colours", [True, False])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -131,6 +131,16 @@ def test_a_header_that_is_wrong_breaks_its_clause_alone(headers: dict[str, str],
     assert set(marked(read(two(), headers)[0], Mark.FAIL)) == {clause}
 
 
+def test_a_header_that_is_wrong_is_shown() -> None:
+    for headers, clause, seen in (
+        ({"content-type": "text/html"}, "state.json", "Content-Type is text/html"),
+        ({"content-type": ""}, "state.json", "Content-Type is missing"),
+        ({"etag": '"b7e1:41"'}, "state.etag", 'ETag is "b7e1:41", the body b7e1:42'),
+        ({"etag": ""}, "state.etag", "ETag is missing, the body b7e1:42"),
+    ):
+        assert read(two(), headers)[0].verdict(clause).seen == seen
+
+
 @pytest.mark.parametrize(("off", "kept"), [(299.0, True), (-299.0, True), (301.0, False), (-3600.0, False)])
 def test_a_clock_may_differ_by_what_signatures_bear(off: float, kept: bool) -> None:
     ledger, _ = read(two(), sent_at=parse_time(TIME) - 0.1 + off)
