@@ -38,11 +38,11 @@ def text(pieces: Iterable[bytes]) -> str:
 
 
 def parsed(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    return {
-        sample.name: {tuple(s.labels.items()): s.value for s in family.samples if s.name == sample.name}
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    series: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            series.setdefault(sample.name, {})[tuple(sample.labels.items())] = sample.value
+    return series
 
 
 def rendered(metrics: Metrics) -> str:
