@@ -77,7 +77,9 @@ class Health:
         reconciler, inbox = self._reconciler, self._reconciler.inbox
         if not self._started:
             return False, "starting"
-        if fault := self._interface_fault():
+        fault = self._interface_fault()
+        # One that is down does not follow either, and whoever is on it gets nowhere.
+        if fault and (reconciler.keeper.up or reconciler.expiry_late):
             return False, fault
         if not inbox.core_connected:
             return False, f"core is unreachable: {inbox.core_error}"
