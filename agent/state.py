@@ -376,7 +376,8 @@ class State:
 
     def end(self, keys: Iterable[PublicKey] | None, now: Now) -> list[PublicKey]:
         """The operator ends these sessions (None: all); return the peers that had one."""
-        had = [key for key in (list(self.sessions) if keys is None else keys) if key in self.sessions]
+        asked = self.sessions if keys is None else dict.fromkeys(keys)
+        had = [key for key in asked if key in self.sessions]
         for key in had:
             self._end(key, EndReason.OPERATOR, now)
         self._settle(now)

@@ -256,6 +256,12 @@ def test_a_lost_traffic_record_makes_no_negative_counters() -> None:
 # The operator.
 
 
+def test_a_session_that_is_to_end_twice_ends_once() -> None:
+    agent = granted()
+    assert agent.state.end([key(1), key(1)], after(1)) == [key(1)]
+    assert len(agent.state.ends) == 1
+
+
 def test_the_operator_ends_all_or_some_and_they_stay_dead() -> None:
     both = [peer(1, session=grant("s-1", 1)), peer(2, session=grant("s-2", 2)), peer(3)]
     agent = running(snapshot(both))
