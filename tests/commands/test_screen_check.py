@@ -81,6 +81,22 @@ def test_only_warnings_and_faults_are_said_in_colour() -> None:
         if what.strip() not in set("✓·!✗")
     }
     assert {what.strip() for what in coloured} == {"clock", "routes", CLOCK.message, ROUTES.message}
+    dim = [what.strip() for line in lines for what in re.findall("\x1b\\[2m([^\x1b]+)", line)]
+    assert dim == ["-", "guard", "it takes the permission that is missing"]
+
+
+@pytest.mark.parametrize(
+    ("finding", "style"),
+    [
+        (ROUTES, "bold red"),
+        (CLOCK, "bold yellow"),
+        (skipped("guard", "it takes the permission that is missing"), "bold yellow"),
+        (ok("core", "answers"), "bold green"),
+    ],
+)
+def test_the_last_word_has_the_colour_of_the_worst(finding: Finding, style: str) -> None:
+    assert last_word([ok("core", "answers"), finding]).style == style
+    assert last_word([finding, ROUTES, CLOCK]).style == "bold red"
 
 
 @pytest.mark.parametrize("width", [50, 80, 120])

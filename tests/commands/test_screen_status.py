@@ -87,6 +87,19 @@ def test_columns_stand_below_their_headings_whatever_the_names(width: int) -> No
         assert re.search(r"(\d[smhd]|never)$", row[:before]), row
 
 
+def test_figures_are_flush_right_below_their_headings() -> None:
+    busy = up(rx_rate=2048.0, tx_rate=5e9, rx_bytes=1536, tx_bytes=3 << 30)
+    quiet = up(rx_rate=0.0, tx_rate=1.0, rx_bytes=0, tx_bytes=7)
+
+    heading, *told = plain(200, busy, quiet).splitlines()[-3:]
+
+    ends = [heading.index(name) + len(name) for name in ("HANDSHAKE", "RX/s ", "TX/s", "RX ", "TX ")]
+    ends = [end - 1 if heading[end - 1] == " " else end for end in ends]
+    found = [[row[:end].split()[-1] for end in ends] for row in told]
+    assert found == [["1m03s", "2.0K", "4.7G", "1.5K", "3.0G"], ["1m03s", "0B", "1B", "0B", "7B"]]
+    assert all(row[end : end + 1] == " " for row in told for end in ends)
+
+
 def test_at_80_columns_a_row_has_session_handshake_rates_and_endpoint() -> None:
     (row,) = rows(plain(80, up()))
 
