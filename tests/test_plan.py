@@ -141,6 +141,8 @@ def test_hands_off_means_hands_off() -> None:
     mirror = Mirror()
     mirror.observe(device(observed(1, preshared_key=9)))
     assert list(plan_of(mirror, (1, LEAVE), (2, LEAVE))) == []
+    # And the others are planned as ever.
+    assert list(plan_of(mirror, (2, LEAVE), (1, None), (3, LEAVE))) == [RemovePeer(key(1))]
 
 
 def test_a_renewed_psk_is_updated_in_place_and_alone() -> None:
@@ -232,6 +234,8 @@ def test_a_found_peer_without_allowed_ips_was_being_cut_and_is_removed_and_added
     mirror = Mirror()
     mirror.observe(device(observed(1, preshared_key=1)._replace(allowed_ips=())))
     assert plan_of(mirror, want(1, preshared_key=1)).removes == (RemovePeer(key(1)),)
+    none_wanted = want(1, preshared_key=1)._replace(allowed_ips=())
+    assert plan_of(mirror, none_wanted).adopted == (key(1),)
 
 
 # Cutting.
@@ -415,6 +419,9 @@ def test_what_drift_and_operations_say_to_people_holds_no_secret() -> None:
     assert texts[1] == f"has {eight}, … instead of 10.8.0.1/32"
     all_of_them = AddPeer(key(1), None, prefixes(*many[:8]))
     assert describe(all_of_them) == f"add without pre-shared key, allowed ips {eight}"
+    one_more = AddPeer(key(1), None, prefixes(*many[:9]))
+    assert describe(one_more) == f"add without pre-shared key, allowed ips {eight}, …"
+    assert describe(UpdatePeer(key(1), psk(1), KEEP, False, KEEP)) == "update: new pre-shared key"
     assert describe(RemovePeer(key(1))) == "remove"
     assert describe(CutPeer(key(1))) == "cut"
     assert describe(AddPeer(key(1), None, ())) == "add without pre-shared key, allowed ips none"
