@@ -91,6 +91,26 @@ def test_a_session_survives_its_gateway_and_ends_on_both(tmp_path: Path, where: 
         _a_host_whose_agent_is_gone_gives_the_address_up(pair)
 
 
+@pytest.mark.kernel
+@pytest.mark.timeout(600)
+def test_on_the_kernel_a_client_goes_on_at_the_other_host_with_its_session(tmp_path: Path) -> None:
+    with Pair(tmp_path, location={"connect_timeout": 600}) as pair:
+        first = pair.active()
+        alice = pair.add_client("alice", 101)
+        session, psk = pair.core.grant(alice)
+        pair.connect(alice, psk)
+        with ping(alice) as pings:
+            pings.wait_reply(30)
+            until(lambda: pair.traffic(alice)["gateway"] == first.name, what="a report of the handshake")
+            _the_host_that_has_the_address_dies(pair, first, alice, pings)
+            assert pair.other(first).peers() == {alice.public_key: psk}
+            assert pair.session(alice)["ended_at"] is None
+            pair.core.call(pair.core.admin.revoke(session.id))
+            revoked = time.monotonic()
+            assert pings.wait_silence(1.0, 30) - revoked < SLACK
+            assert pair.other(first).peers() == {}
+
+
 def _the_host_that_has_the_address_dies(pair: Pair, host: Host, alice: Client, pings: Pinger) -> None:
     total = pair.traffic(alice)
     died = time.monotonic()
