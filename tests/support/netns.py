@@ -18,15 +18,18 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+
+from agent.wireguard.userspace import SOCKETS
 
 
 def _sh(*argv: str, check: bool = True) -> str:
@@ -165,7 +168,9 @@ class Network:
         """Kill what runs in the namespaces and delete them; nothing happens a second time."""
         while self._spaces:
             space = self._spaces.pop()
+            userspace = _links(space, "tun")
             _kill_all(space)
+            _remove_sockets(userspace)
             _drop_peers(space)
             _sh("ip", "netns", "delete", space.name, check=False)
 
@@ -190,11 +195,23 @@ def _drop_peers(space: Namespace) -> None:
 
     Not by ``wg show interfaces``: that names the userspace interfaces of every namespace.
     """
-    links = json.loads(
-        _sh("ip", "-n", space.name, "-j", "link", "show", "type", "wireguard", check=False) or "[]"
-    )
-    for name in (link["ifname"] for link in links if "ifname" in link):
+    for name in _links(space, "wireguard"):
         space.run("wg", "syncconf", name, "/dev/null", check=False)
+
+
+def _links(space: Namespace, kind: str) -> list[str]:
+    shown = _sh("ip", "-n", space.name, "-j", "link", "show", "type", kind, check=False)
+    return [link["ifname"] for link in json.loads(shown or "[]") if "ifname" in link]
+
+
+def _remove_sockets(links: Iterable[str]) -> None:
+    """A killed wireguard-go leaves its socket in a folder that is every namespace's."""
+    for path in (SOCKETS / f"{link}.sock" for link in links):
+        with socket.socket(socket.AF_UNIX) as asked, contextlib.suppress(FileNotFoundError):
+            try:
+                asked.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.netns import Namespace, Network, Pinger
+from agent.wireguard.userspace import SOCKETS
+from tests.support.netns import Namespace, Network, Pinger, interface_name
 
 pytestmark = pytest.mark.netns
 
@@ -22,6 +23,15 @@ def test_leaving_a_network_ends_its_processes_and_deletes_its_namespaces() -> No
         assert gateway.path.exists()
     assert process.wait(5) == -9
     assert not gateway.path.exists()
+
+
+@pytest.mark.userspace
+def test_leaving_a_network_leaves_no_socket_of_a_userspace_interface() -> None:
+    with Network() as net:
+        gateway, name = net.namespace("gateway"), interface_name()
+        gateway.run("wireguard-go", name)
+        assert (SOCKETS / f"{name}.sock").is_socket()
+    assert not (SOCKETS / f"{name}.sock").exists()
 
 
 def test_a_ping_that_is_always_answered_shows_no_loss_and_no_gap() -> None:
