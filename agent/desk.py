@@ -56,7 +56,7 @@ class Desk:
             "core_since": overview.moment(inbox.core_since, now),
             "synced_at": overview.moment(self._reconciler.synced_at, now),
             "expiry_late": self._reconciler.expiry_late,
-            "overstaying": keeper.overstaying,
+            "overstaying": self._reconciler.overstaying,
             "journal_ok": self._books.ok,
             "device_error": self._reconciler.fault,
             "guard": "none" if self._warden is None else self._warden.condition,
@@ -114,7 +114,7 @@ class Desk:
         metrics.interface_up.set(self._keeper.up)
         metrics.overdue_seconds.set(max((-d.remaining(now) for d in state.overdue), default=0.0))
         metrics.set_faults(
-            device=bool(self._reconciler.device_fault),
+            device=bool(self._reconciler.fault or self._reconciler.overstaying),
             guard=bool(self._guard_error),
             journal=not self._books.ok,
         )

@@ -77,9 +77,7 @@ class Health:
         reconciler, inbox = self._reconciler, self._reconciler.inbox
         if not self._started:
             return False, "starting"
-        fault = self._interface_fault()
-        # One that is down does not follow either, and whoever is on it gets nowhere.
-        if fault and (reconciler.keeper.up or reconciler.expiry_late):
+        if fault := self._overstay():
             return False, fault
         if not inbox.core_connected:
             return False, f"core is unreachable: {inbox.core_error}"
@@ -87,12 +85,12 @@ class Health:
             return False, "the interface is down"
         return True, ""
 
-    def _interface_fault(self) -> str:
-        """Why not all who are to go, or to come, are off the interface, or on it; empty if they are."""
+    def _overstay(self) -> str:
+        """Who has to go and is still on the interface; empty if nobody is."""
         if self._reconciler.expiry_late:
             return "sessions past their deadline are still on the interface"
-        if fault := self._reconciler.device_fault:
-            return f"the interface does not follow: {fault}"
+        if count := self._reconciler.overstaying:
+            return f"peers that have to go are still on the interface: {count}"
         return ""
 
     def _line(self) -> str:
@@ -100,5 +98,5 @@ class Health:
         core = "core connected" if reconciler.inbox.core_connected else "core unreachable"
         peers = len(reconciler.writer.mirror.peers)
         line = f"{core}, {peers} peers up, {len(reconciler.state.sessions)} sessions"
-        fault = self._interface_fault()
-        return f"{line}; {fault}" if fault else line
+        faults = filter(None, (self._overstay(), self._reconciler.fault))
+        return "; ".join((line, *faults))

@@ -244,10 +244,12 @@ class Keeper:
         """Peers that the device did not remove: tried again, each by itself, at each step."""
         return self._removals.stuck
 
-    @property
-    def overstaying(self) -> int:
-        """How many have to go and are on the interface as they were, because the device refuses."""
-        return self._removals.overstaying
+    def overstaying(self, *, broken: bool) -> int:
+        """How many have to go and are on the interface as they were, because the device refuses.
+
+        ``broken``: it does not follow at all.
+        """
+        return self._removals.overstaying(broken=broken)
 
     def late(self) -> set[PublicKey]:
         """Who has to go and is still on the interface."""

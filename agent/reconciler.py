@@ -128,11 +128,9 @@ class Reconciler:
         return any(-deadline.remaining(now) > LATE for deadline in self.state.overdue)
 
     @property
-    def device_fault(self) -> str:
-        """Why the interface does not follow the state; empty if it does."""
-        if count := self.keeper.overstaying:
-            return f"{count} peer{' has' if count == 1 else 's have'} to go, and the device refuses"
-        return self.fault
+    def overstaying(self) -> int:
+        """How many have to go and stay on the interface, since the device refuses or does not answer."""
+        return self.keeper.overstaying(broken=bool(self.fault))
 
     @property
     def in_step(self) -> bool:

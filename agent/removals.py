@@ -63,11 +63,14 @@ class Removals:
         self._writer.behind |= bool(refused)
         return not refused
 
-    @property
-    def overstaying(self) -> int:
-        """How many have to go and are on the interface as they were, because the device refuses."""
+    def overstaying(self, *, broken: bool) -> int:
+        """How many have to go and are on the interface as they were, because the device refuses.
+
+        ``broken``: it does not follow at all, so whoever else is due is kept on it, too.
+        """
         held = self._writer.mirror.peers
-        return sum(key in held and held[key].tenure != CUT for key in self.stuck)
+        kept = self.late() if broken else self.stuck
+        return sum(key in held and held[key].tenure != CUT for key in kept)
 
     def late(self) -> set[PublicKey]:
         """Who has to go and is still on the interface."""

@@ -1,6 +1,7 @@
 """What systemd and the probes are told, without a process."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 from agent import clock
 from agent.errors import CoreUnavailable
 from agent.health import STALLED, Health
-from agent.model import RemovePeer
-from tests.reconciler.harness import Agent, Core, World, live, run
+from agent.model import CutPeer, RemovePeer
+from tests.reconciler.harness import Agent, Core, World, live, revoked, run, upserted
 from tests.support.builders import key
+from tests.support.recording_device import Host
 
 UP = "core connected, 1 peers up, 1 sessions"
 AWAY = "core unreachable, 1 peers up, 1 sessions"
@@ -103,6 +105,52 @@ def test_it_is_not_ready_while_somebody_stays_past_his_deadline(tmp_path: Path, 
         world.host.refuses.clear()
         await agent.tick()
         assert health.is_ready() == (True, "")
+
+    with_health(tmp_path, scenario)
+
+
+def _keeps_one(host: Host) -> None:
+    host.refuses[key(1)] = frozenset({RemovePeer, CutPeer})
+
+
+def _is_silent(host: Host) -> None:
+    host.fails, host.reads_fail, host.error = 1000, 1000, errno.ETIMEDOUT
+
+
+@pytest.mark.parametrize("device", [_keeps_one, _is_silent])
+def test_it_is_not_ready_while_somebody_who_was_revoked_stays(
+    tmp_path: Path, manager: Manager, device: Callable[[Host], None]
+) -> None:
+    async def scenario(world: World, agent: Agent, core: Core, health: Health) -> None:
+        await agent.give(core.state([live(1), live(2)]))
+        await health.become_ready()
+        device(world.host)
+        agent.inbox.submit([core.change(revoked(1, "s1"))], 0.0)
+        await agent.tick()
+        assert health.is_ready() == (False, "peers that have to go are still on the interface: 1")
+        assert (await agent.desk.status())["overstaying"] == 1
+        world.host.refuses.clear()
+        world.host.fails = world.host.reads_fail = 0
+        await agent.tick()
+        assert health.is_ready() == (True, "")
+        assert (await agent.desk.status())["overstaying"] == 0
+
+    with_health(tmp_path, scenario)
+
+
+def test_a_device_that_fails_amid_other_work_is_told_of_and_keeps_it_ready(
+    tmp_path: Path, manager: Manager
+) -> None:
+    async def scenario(world: World, agent: Agent, core: Core, health: Health) -> None:
+        await agent.give(core.state([live(1)]))
+        await health.become_ready()
+        _is_silent(world.host)
+        agent.inbox.submit([core.change(upserted(2, mfa_exempt=True))], 0.0)
+        await agent.tick()
+        health.ticked()
+        assert health.is_ready() == (True, "")
+        assert "can't be read" in agent.reconciler.fault
+        assert manager.told()[-1] == f"STATUS={UP}; {agent.reconciler.fault}"
 
     with_health(tmp_path, scenario)
 
