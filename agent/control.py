@@ -152,8 +152,8 @@ class ControlClient:
         return self._ask("GET", "/status", wait=_ANSWER)
 
     def plan(self) -> dict[str, Any]:
-        """Return what a reconcile would change now."""
-        return self._ask("GET", "/plan", wait=_ANSWER)
+        """Return what a reconcile would change now; the answer waits for the one under way."""
+        return self._ask("GET", "/plan")
 
     def explain(self, what: str) -> dict[str, Any]:
         """Return why the peers that a key, an address or a name means are on the interface or not."""
