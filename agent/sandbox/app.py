@@ -128,7 +128,8 @@ class Running:
         self._server.ending.set()
 
     def kill(self) -> None:
-        """Shut down with every connection cut in the middle, as a crash would."""
+        """Shut down with every connection cut in the middle, as a crash would; sockets' names stay."""
+        self._files.clear()
         for connection in list(self._server.server_state.connections):
             transport = getattr(connection, "transport", None)
             if transport is not None:
