@@ -51,6 +51,11 @@ def dpkg(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def log() -> str:
+    """What the host's log has of the agent and of dpkg's scripts, by the microsecond."""
+    return sh("journalctl", "--no-pager", "--output=short-precise", "--utc", "--lines=200").stdout
+
+
 @dataclass
 class Life:
     """The site and its one client, who has a session for good."""
@@ -144,7 +149,7 @@ def test_an_upgrade_under_traffic_loses_no_ping_and_mixes_no_versions(life: Life
         said = dpkg("--configure", "wg-agent")
         took = time.monotonic() - began
         kept.wait_reply()
-    assert kept.lost == 0, kept.losses()
+    assert kept.lost == 0, (kept.losses(), log())
     assert "not every instance" not in said
     assert unit.pid not in {0, before, between}
     assert f'version="{package.LATER}"' in site.metrics()
