@@ -26,11 +26,11 @@ def execute(arguments: argparse.Namespace) -> int:
 def load_daemon() -> Any:
     """Import ``agent.daemon`` without what its libraries import and it does not use (``rss_10k``: 10 MB).
 
-    That is rich, in which structlog can show tracebacks, httpx's own command line, and what pyroute2
-    has for other kinds of sockets.
+    That is rich, in which structlog can show tracebacks, httpx's own command line, what pyroute2
+    has for other kinds of sockets, and what unittest has beside the mock that pyroute2 takes from it.
     """
-    if "pyroute2" not in sys.modules:
-        _import_when_asked("pyroute2")
+    for name in {"pyroute2", "unittest"} - sys.modules.keys():
+        _import_when_asked(name)
     hidden = {"rich", "httpx._main"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:

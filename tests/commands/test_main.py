@@ -188,11 +188,14 @@ def test_the_daemon_does_without_what_only_its_libraries_would_import() -> None:
 import sys
 from agent.commands.run import load_daemon
 daemon = load_daemon()
-print(daemon.__name__, {"rich", "pygments", "httpx._main", "pyroute2.ndb.main"} & sys.modules.keys())
+unused = {"rich", "pygments", "httpx._main", "pyroute2.ndb.main", "unittest.case"}
+print(daemon.__name__, unused & sys.modules.keys())
 import rich, httpx._main
+import unittest
+print(unittest.mock.__name__, unittest.TestCase.__module__)
 from pyroute2 import netns, NDB, WireGuard
 import pyroute2
 print(netns.__name__, NDB.__name__, pyroute2.WireGuard is WireGuard, "__getattr__" in vars(pyroute2))
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout == "agent.daemon set()\npyroute2.netns NDB True False\n"
+    assert shown.stdout == "agent.daemon set()\nunittest.mock unittest.case\npyroute2.netns NDB True False\n"
