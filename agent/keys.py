@@ -177,15 +177,7 @@ def write_secret_file(path: Path, key: str, content: bytes) -> None:
     Raises ConfigError if it can't be made whole, or is there already.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink()
-            raise
+        write_whole(path, content, replace=False)
     except FileExistsError:
         raise ConfigError(f"{key}: {path} is there already", "name a new file, or remove that one") from None
     except OSError as error:
