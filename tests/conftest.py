@@ -6,6 +6,7 @@ prefers the lab, ``=1`` insists on this kernel. With ``CI=true`` a skip is a fai
 """
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -26,6 +27,10 @@ CI = os.environ.get("CI") == "true"
 hypothesis.settings.register_profile("here", deadline=None)
 if not CI:
     hypothesis.settings.load_profile("here")
+
+# A shell lets what a script starts in the background ignore Ctrl-C, and so would every program under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _run_key = pytest.StashKey[remote.RemoteRun]()
 _floors_key = pytest.StashKey[str]()
