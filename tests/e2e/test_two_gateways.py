@@ -178,7 +178,12 @@ def _a_host_whose_agent_is_gone_gives_the_address_up(pair: Pair) -> None:
     active = pair.active()
     other = pair.other(active)
     active.kill_agent()
+    killed = time.monotonic()
     until(lambda: other.has_address and not active.has_address, 60, "the address at the other host")
+    lasted = time.monotonic() - killed
+    print(f"the agent was killed: the address moved after {lasted:.1f} s")
+    # A restart of the agent is to be over before.
+    assert lasted > 10
 
 
 def _priority(host: Host) -> int:
