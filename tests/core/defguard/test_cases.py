@@ -486,7 +486,7 @@ def test_purge_takes_all_of_it_down_and_a_new_adoption_builds_it_up_again(world:
         await adopted(core)
         core.start()
         await holds(world, peers((1, 21)))
-        assert world.host.up
+        await eventually(lambda: world.host.up, "the link, which comes up once its peers are on it")
 
     second(world, scenario, rules=rules)
 
